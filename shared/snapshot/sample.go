@@ -79,7 +79,7 @@ type Process struct {
 // Validate rejects a sample that a well-behaved writer cannot have produced.
 // The error names the device and the offending name or number. Metric names
 // that this version does not know are no error: an older scaler beside a newer
-// writer ignores them (see Known).
+// writer ignores them.
 func (s *Sample) Validate() error {
 	if len(s.Devices) > MaxDevices {
 		return fmt.Errorf("%d devices, at most %d are allowed", len(s.Devices), MaxDevices)
@@ -97,7 +97,7 @@ func (s *Sample) Validate() error {
 	for i := range s.Devices {
 		d := &s.Devices[i]
 		if err := d.validate(); err != nil {
-			return fmt.Errorf("device %d (%q): %w", i, d.ID, err)
+			return fmt.Errorf("device %d (%q): %w", i, cut(d.ID), err)
 		}
 		if seen[d.ID] != nil {
 			return fmt.Errorf("device %d: id %q appears twice", i, d.ID)
@@ -126,6 +126,9 @@ func (d *Device) validate() error {
 	if d.Index < 0 || d.Index > math.MaxUint16 {
 		return fmt.Errorf("index %d is outside 0 to %d", d.Index, math.MaxUint16)
 	}
+	if d.Instance < 0 || d.Instance > math.MaxUint16 {
+		return fmt.Errorf("instance %d is outside 0 to %d", d.Instance, math.MaxUint16)
+	}
 	if len(d.Values) > MaxMetrics || len(d.Counters) > MaxMetrics || len(d.Failed) > MaxMetrics {
 		return fmt.Errorf("%d values, %d counters, %d failures, at most %d each are allowed",
 			len(d.Values), len(d.Counters), len(d.Failed), MaxMetrics)
@@ -142,6 +145,9 @@ func (d *Device) validate() error {
 		}
 	}
 	for name, v := range d.Values {
+		if err := texts(name); err != nil {
+			return err
+		}
 		if m, ok := Lookup(name); ok {
 			if err := m.Check(v); err != nil {
 				return err
@@ -151,6 +157,9 @@ func (d *Device) validate() error {
 		}
 	}
 	for name, v := range d.Counters {
+		if err := texts(name); err != nil {
+			return err
+		}
 		if !(v >= 0 && v <= maxCounter) {
 			return fmt.Errorf("counter %s: %v is outside 0 to %v", cut(name), v, float64(maxCounter))
 		}

@@ -67,7 +67,7 @@ func Read(r *bufio.Reader) (*snapshot.Sample, error) {
 }
 
 func decode(frame []byte) (*snapshot.Sample, error) {
-	if err := checkDevices(frame); err != nil {
+	if err := checkSize(frame); err != nil {
 		return nil, err
 	}
 	var m Sample
@@ -86,23 +86,62 @@ func decode(frame []byte) (*snapshot.Sample, error) {
 	return s, nil
 }
 
-// checkDevices counts the devices of a frame without unpacking them: an empty
-// one takes two bytes on the wire and some two hundred in memory.
-func checkDevices(frame []byte) error {
-	const devices = protowire.Number(5)
-	n := 0
-	for len(frame) > 0 {
-		num, _, size := protowire.ConsumeField(frame)
+// Field numbers of sample.proto that checkSize counts.
+const (
+	fieldDevices                                          = protowire.Number(5)
+	fieldValues, fieldCounters, fieldFailed, fieldProcess = protowire.Number(10), protowire.Number(11), protowire.Number(12), protowire.Number(14)
+)
+
+// checkSize counts the devices of a frame, and what each repeats, without
+// unpacking them: an empty one takes two bytes on the wire and some two
+// hundred in memory.
+func checkSize(frame []byte) error {
+	devices := 0
+	return eachField(frame, func(field protowire.Number, body []byte) error {
+		if field != fieldDevices {
+			return nil
+		}
+		if devices++; devices > snapshot.MaxDevices {
+			return fmt.Errorf("more than %d devices", snapshot.MaxDevices)
+		}
+		var counts [fieldProcess + 1]int
+		return eachField(body, func(field protowire.Number, _ []byte) error {
+			most := snapshot.MaxMetrics
+			switch field {
+			case fieldProcess:
+				most = snapshot.MaxProcesses
+			case fieldValues, fieldCounters, fieldFailed:
+			default:
+				return nil
+			}
+			if counts[field]++; counts[field] > most {
+				return fmt.Errorf("device %d: more than %d of field %d", devices-1, most, field)
+			}
+			return nil
+		})
+	})
+}
+
+// eachField walks over the fields of a message; body is empty for those that
+// are not length-delimited.
+func eachField(message []byte, visit func(field protowire.Number, body []byte) error) error {
+	for len(message) > 0 {
+		field, kind, tag := protowire.ConsumeTag(message)
+		if tag < 0 {
+			return protowire.ParseError(tag)
+		}
+		size := protowire.ConsumeFieldValue(field, kind, message[tag:])
 		if size < 0 {
 			return protowire.ParseError(size)
 		}
-		if num == devices {
-			n++
+		var body []byte
+		if kind == protowire.BytesType {
+			body, _ = protowire.ConsumeBytes(message[tag:])
 		}
-		frame = frame[size:]
-	}
-	if n > snapshot.MaxDevices {
-		return fmt.Errorf("%d devices, at most %d are allowed", n, snapshot.MaxDevices)
+		if err := visit(field, body); err != nil {
+			return err
+		}
+		message = message[tag+size:]
 	}
 	return nil
 }
@@ -120,7 +159,7 @@ func ToProto(s *snapshot.Sample) *Sample {
 		d := &s.Devices[i]
 		m.Devices[i] = &Device{
 			Id: d.ID, Vendor: d.Vendor, Model: d.Model,
-			Index: uint32(d.Index), Parent: d.Parent, Instance: uint32(d.Instance), Profile: d.Profile, //nolint:gosec // Validate bounds Index, NVML bounds Instance
+			Index: uint32(d.Index), Parent: d.Parent, Instance: uint32(d.Instance), Profile: d.Profile, //nolint:gosec // Validate bounds both
 			MemoryTotalMib: d.MemoryTotalMiB, MemoryReservedMib: d.MemoryReservedMiB,
 			Values: d.Values, Counters: d.Counters, Failed: d.Failed, Error: d.Error,
 		}
