@@ -1,0 +1,281 @@
+// Package evaluate decides what KEDA is told: from a trigger, what is known of
+// the node, and the time, to one number and whether the workload is active,
+// with the reasons. It is pure: no clock, no transport, no I/O.
+package evaluate
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"gpuscaler/scaler/fleet"
+	"gpuscaler/scaler/trigger"
+	"gpuscaler/shared/snapshot"
+)
+
+// Kind is why there is no number. The transport maps it to its own codes.
+type Kind int
+
+// The kinds of Error.
+const (
+	// Invalid: the trigger asks for something that cannot be, and has to be
+	// changed.
+	Invalid Kind = iota
+	// Unavailable: the data is missing now and may come back.
+	Unavailable
+	// Impossible: this node, as it is, will never have the data.
+	Impossible
+)
+
+// Error is why there is no number. No data is an error, never a zero.
+type Error struct {
+	Kind   Kind
+	Reason string
+}
+
+func (e *Error) Error() string { return e.Reason }
+
+func fail(kind Kind, format string, args ...any) error {
+	return &Error{Kind: kind, Reason: fmt.Sprintf(format, args...)}
+}
+
+// Decision is what KEDA is told, and why.
+type Decision struct {
+	// Value is the number for the HPA, in the metric's unit.
+	Value float64
+	// Active says whether the workload should have at least one replica.
+	Active bool
+	// Used are the devices whose values were aggregated, in node order.
+	Used []Reading
+	// LeftOut are those in scope that could not be read.
+	LeftOut []LeftOut
+}
+
+// Reading is one device's part in a Decision.
+type Reading struct {
+	Device *fleet.Device
+	Value  float64
+}
+
+// LeftOut is a device that is in scope and has no value.
+type LeftOut struct {
+	Device *fleet.Device
+	Reason string
+}
+
+// Active says whether the trigger's workload should have at least one replica.
+// A profile that never scales to zero is active whatever is known.
+func Active(t *trigger.Trigger, n *fleet.Node, now time.Time, staleAfter time.Duration) (bool, error) {
+	if t.AlwaysActive {
+		return true, nil
+	}
+	d, err := Evaluate(t, n, now, staleAfter)
+	return d.Active, err
+}
+
+// Evaluate decides for a trigger on what is known of the node at now. Data
+// older than staleAfter is no data. Errors are of type *Error.
+func Evaluate(t *trigger.Trigger, n *fleet.Node, now time.Time, staleAfter time.Duration) (Decision, error) {
+	if err := checkScope(t.Scope); err != nil {
+		return Decision{}, err
+	}
+	if n.Heard.IsZero() {
+		return Decision{}, fail(Unavailable, "node %s: nothing heard yet from any reader", n.Name)
+	}
+	devices, err := inScope(t, n)
+	if err != nil {
+		return Decision{}, err
+	}
+	d, err := read(t, n, devices, now, staleAfter)
+	if err != nil {
+		return Decision{}, err
+	}
+	if len(d.Used) == 0 {
+		return Decision{}, missing(t, n, devices, d.LeftOut, now, staleAfter)
+	}
+	d.Value = aggregate(t.Aggregation, d.Used)
+	if d.Value < 0 {
+		return Decision{}, fail(Impossible, "metricType: %s stands at %v, and KEDA would read a negative value as 0", t.Metric.Name, d.Value)
+	}
+	d.Active = t.AlwaysActive || d.Value > t.Activation
+	return d, nil
+}
+
+func checkScope(s trigger.Scope) error {
+	switch s {
+	case trigger.ScopeWorkload:
+		return fail(Impossible, "scope: workload needs the Kubernetes API, which this scaler has no access to; use scope: node")
+	case trigger.ScopeCluster:
+		return fail(Impossible, "scope: cluster needs the other nodes, and this scaler knows only its own; use scope: node")
+	}
+	return nil
+}
+
+// inScope are the devices that gpuIndex and gpuModel leave, in node order.
+func inScope(t *trigger.Trigger, n *fleet.Node) ([]*fleet.Device, error) {
+	devices := n.Devices
+	if t.GPUIndex >= 0 {
+		gpus := physical(n.Devices, t.Metric.Name)
+		if t.GPUIndex >= len(gpus) && len(n.Devices) > 0 {
+			return nil, fail(Invalid, "gpuIndex: %d is beyond the GPUs of node %s; it has %s", t.GPUIndex, n.Name, count(gpus))
+		}
+		if len(gpus) > 0 {
+			gpu := gpus[t.GPUIndex]
+			devices = filter(devices, func(d *fleet.Device) bool { return d == gpu || d.Parent == gpu.ID })
+		}
+	}
+	if t.GPUModel != "" && len(devices) > 0 {
+		like := filter(devices, func(d *fleet.Device) bool {
+			return strings.Contains(strings.ToLower(d.Model), strings.ToLower(t.GPUModel))
+		})
+		if len(like) == 0 {
+			return nil, fail(Impossible, "gpuModel: no GPU in scope on node %s has %q in its name; there are %s",
+				n.Name, t.GPUModel, list(devices, func(d *fleet.Device) string { return d.Model }))
+		}
+		devices = like
+	}
+	return finest(devices, t.Metric.Name), nil
+}
+
+// physical are the devices that gpuIndex counts: those of the vendors that
+// have the metric at all. For NVIDIA's GPUs alone it is NVML's index.
+func physical(devices []*fleet.Device, metric string) []*fleet.Device {
+	var vendors []string
+	for _, d := range devices {
+		if d.Supports(metric) && !slices.Contains(vendors, d.Vendor) {
+			vendors = append(vendors, d.Vendor)
+		}
+	}
+	return filter(devices, func(d *fleet.Device) bool {
+		return d.Parent == "" && (len(vendors) == 0 || slices.Contains(vendors, d.Vendor))
+	})
+}
+
+// finest takes the instances in the place of a partitioned GPU where they have
+// the metric (memory, activity), and the GPU where they have not (temperature,
+// power), so that nothing counts twice.
+func finest(devices []*fleet.Device, metric string) []*fleet.Device {
+	split := map[string]bool{}
+	for _, d := range devices {
+		if d.Parent != "" && d.Supports(metric) {
+			split[d.Parent] = true
+		}
+	}
+	if len(split) == 0 {
+		return filter(devices, func(d *fleet.Device) bool { return d.Parent == "" })
+	}
+	return filter(devices, func(d *fleet.Device) bool {
+		if d.Parent != "" {
+			return split[d.Parent]
+		}
+		return !split[d.ID]
+	})
+}
+
+// read takes the trigger's metric from each device. Stale data of a device
+// that has the metric fails the whole: who knows what it would say now.
+func read(t *trigger.Trigger, n *fleet.Node, devices []*fleet.Device, now time.Time, staleAfter time.Duration) (Decision, error) {
+	d := Decision{Used: make([]Reading, 0, len(devices))}
+	for _, device := range devices {
+		if age := now.Sub(device.Heard); age > staleAfter && device.Supports(t.Metric.Name) {
+			return Decision{}, fail(Unavailable, "node %s: %s: nothing heard for %s, more than %s", n.Name, device, fleet.Age(age), staleAfter)
+		}
+		if v, ok := device.Value(t.Metric.Name, t.Window); ok {
+			d.Used = append(d.Used, Reading{device, v})
+		} else if reason, failed := device.Failure(t.Metric.Name); failed {
+			d.LeftOut = append(d.LeftOut, LeftOut{device, reason})
+		}
+	}
+	return d, nil
+}
+
+// missing says why no device in scope has a value.
+func missing(t *trigger.Trigger, n *fleet.Node, devices []*fleet.Device, left []LeftOut, now time.Time, staleAfter time.Duration) error {
+	if len(left) > 0 {
+		reasons := make([]string, len(left))
+		for i, l := range left {
+			reasons[i] = fmt.Sprintf("%s: %s", l.Device, l.Reason)
+		}
+		return fail(Unavailable, "node %s: %s cannot be read: %s", n.Name, t.Metric.Name, strings.Join(reasons, "; "))
+	}
+	for _, w := range n.Writers {
+		if w.Error != "" {
+			return fail(Unavailable, "node %s: %s: %s", n.Name, w.Name, w.Error)
+		}
+	}
+	if age := now.Sub(n.Heard); age > staleAfter {
+		return fail(Unavailable, "node %s: nothing heard for %s, more than %s", n.Name, fleet.Age(age), staleAfter)
+	}
+	if len(n.Devices) == 0 {
+		return fail(Impossible, "node %s has no GPUs", n.Name)
+	}
+	return fail(Impossible, "metricType: no GPU in scope on node %s has %s; they have %s", n.Name, t.Metric.Name, metrics(devices))
+}
+
+func aggregate(a trigger.Aggregation, used []Reading) float64 {
+	var few [16]float64
+	values := few[:0]
+	for _, r := range used {
+		values = append(values, r.Value)
+	}
+	return a.Apply(values)
+}
+
+func filter(devices []*fleet.Device, keep func(*fleet.Device) bool) []*fleet.Device {
+	kept := make([]*fleet.Device, 0, len(devices))
+	for _, d := range devices {
+		if keep(d) {
+			kept = append(kept, d)
+		}
+	}
+	return kept
+}
+
+// count is "8 GPUs (gpuIndex 0 to 7)".
+func count(gpus []*fleet.Device) string {
+	switch len(gpus) {
+	case 0:
+		return "none"
+	case 1:
+		return "1 GPU (gpuIndex 0)"
+	}
+	return fmt.Sprintf("%d GPUs (gpuIndex 0 to %d)", len(gpus), len(gpus)-1)
+}
+
+func list(devices []*fleet.Device, of func(*fleet.Device) string) string {
+	var all []string
+	for _, d := range devices {
+		if s := of(d); !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// metrics are those that some of the devices have, built-in ones first.
+func metrics(devices []*fleet.Device) string {
+	have := map[string]bool{}
+	for _, d := range devices {
+		for name := range d.Means() {
+			have[name] = true
+		}
+	}
+	var names []string
+	for name := range have {
+		names = append(names, name)
+	}
+	order := snapshot.MetricNames()
+	slices.SortFunc(names, func(a, b string) int {
+		return cmp.Or(cmp.Compare(rank(order, a), rank(order, b)), strings.Compare(a, b))
+	})
+	return cmp.Or(strings.Join(names, ", "), "none")
+}
+
+func rank(order []string, name string) int {
+	if i := slices.Index(order, name); i >= 0 {
+		return i
+	}
+	return len(order)
+}

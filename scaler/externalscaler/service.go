@@ -1,0 +1,145 @@
+// Package externalscaler serves KEDA's ExternalScaler API: it turns metadata
+// into a trigger, asks for a decision, and maps the outcome to gRPC. Every
+// answer comes from memory, because KEDA's calls carry no deadline. How a
+// number comes about is not known here.
+package externalscaler
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math"
+	"time"
+
+	pb "github.com/kedacore/keda/v2/pkg/scalers/externalscaler"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"gpuscaler/profiles"
+	"gpuscaler/scaler/evaluate"
+	"gpuscaler/scaler/fleet"
+	"gpuscaler/scaler/trigger"
+)
+
+// Nodes is where the data comes from.
+type Nodes interface {
+	Node() *fleet.Node
+	// Updated is closed at the next change of Node.
+	Updated() <-chan struct{}
+}
+
+// Profiles is where the profiles come from.
+type Profiles interface {
+	Load() *profiles.Set
+	// Changed is closed at the next change of Load.
+	Changed() <-chan struct{}
+}
+
+// Service implements KEDA's ExternalScaler.
+type Service struct {
+	pb.UnimplementedExternalScalerServer
+	nodes      Nodes
+	profiles   Profiles
+	staleAfter time.Duration
+	log        *slog.Logger
+	stopping   chan struct{}
+}
+
+// NewService answers from nodes; readings older than staleAfter are no data.
+func NewService(nodes Nodes, profiles Profiles, staleAfter time.Duration, log *slog.Logger) *Service {
+	return &Service{nodes: nodes, profiles: profiles, staleAfter: staleAfter, log: log, stopping: make(chan struct{})}
+}
+
+// Stop ends all streams cleanly, which is what resets KEDA's back-off. It must
+// be called once.
+func (s *Service) Stop() { close(s.stopping) }
+
+// GetMetricSpec depends on the metadata alone: KEDA's fallback does not work
+// when it fails.
+func (s *Service) GetMetricSpec(_ context.Context, ref *pb.ScaledObjectRef) (*pb.GetMetricSpecResponse, error) {
+	t, err := s.trigger(ref)
+	if err != nil {
+		return nil, err
+	}
+	return spec(&t), nil
+}
+
+// GetMetrics answers with one value, or with an error when there is no data.
+func (s *Service) GetMetrics(_ context.Context, r *pb.GetMetricsRequest) (*pb.GetMetricsResponse, error) {
+	if r.GetScaledObjectRef() == nil {
+		return nil, status.Error(codes.InvalidArgument, "scaledObjectRef: missing; GetMetrics needs the ScaledObject's name, namespace and metadata")
+	}
+	t, err := s.trigger(r.GetScaledObjectRef())
+	if err != nil {
+		return nil, err
+	}
+	d, err := evaluate.Evaluate(&t, s.nodes.Node(), time.Now(), s.staleAfter)
+	if err != nil {
+		return nil, s.refuse(r.GetScaledObjectRef(), err)
+	}
+	return &pb.GetMetricsResponse{MetricValues: []*pb.MetricValue{{
+		MetricName:       t.MetricName,
+		MetricValue:      int64(math.Round(d.Value)),
+		MetricValueFloat: thousandths(d.Value),
+	}}}, nil
+}
+
+// IsActive says whether the workload should have at least one replica.
+func (s *Service) IsActive(_ context.Context, ref *pb.ScaledObjectRef) (*pb.IsActiveResponse, error) {
+	t, err := s.trigger(ref)
+	if err != nil {
+		return nil, err
+	}
+	active, err := evaluate.Active(&t, s.nodes.Node(), time.Now(), s.staleAfter)
+	if err != nil {
+		return nil, s.refuse(ref, err)
+	}
+	return &pb.IsActiveResponse{Result: active}, nil
+}
+
+func (s *Service) trigger(ref *pb.ScaledObjectRef) (trigger.Trigger, error) {
+	t, err := trigger.Parse(ref.GetScalerMetadata(), s.profiles.Load())
+	if err != nil {
+		return t, s.refuse(ref, err)
+	}
+	return t, nil
+}
+
+// refuse maps an error of trigger or evaluate to a gRPC status: the only place
+// that does.
+func (s *Service) refuse(ref *pb.ScaledObjectRef, err error) error {
+	code := codes.Internal
+	var bad *trigger.Error
+	var none *evaluate.Error
+	switch {
+	case errors.As(err, &bad):
+		code = codes.InvalidArgument
+	case errors.As(err, &none):
+		code = map[evaluate.Kind]codes.Code{
+			evaluate.Invalid:     codes.InvalidArgument,
+			evaluate.Unavailable: codes.Unavailable,
+			evaluate.Impossible:  codes.FailedPrecondition,
+		}[none.Kind]
+	}
+	s.log.Debug("refused", "namespace", ref.GetNamespace(), "name", ref.GetName(), "code", code, "reason", err)
+	return status.Error(code, err.Error())
+}
+
+func spec(t *trigger.Trigger) *pb.GetMetricSpecResponse {
+	return &pb.GetMetricSpecResponse{MetricSpecs: []*pb.MetricSpec{{
+		MetricName: t.MetricName,
+		// The integer is for clients from before targetSizeFloat; they would
+		// take a target below a half for none at all.
+		TargetSize:      max(1, int64(math.Round(t.Target))),
+		TargetSizeFloat: t.Target,
+	}}}
+}
+
+// thousandths keeps the decimals that survive in KEDA. A value that is not
+// zero never becomes zero, which KEDA reads as idle.
+func thousandths(v float64) float64 {
+	if v > 0 && v < 0.001 {
+		return 0.001
+	}
+	return math.Round(v*1000) / 1000
+}

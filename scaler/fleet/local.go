@@ -1,0 +1,271 @@
+package fleet
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gpuscaler/scaler/window"
+	"gpuscaler/shared/snapshot"
+)
+
+const (
+	// maxSeries bounds the memory that writers can make the node take: a
+	// series holds up to 300 buckets of 24 bytes. 8 GPUs of 7 MIG instances
+	// have about 1,200.
+	maxSeries = 8192
+	// forgetAfter is how long a device without a writer is remembered, so
+	// that what it blocks has a name and an age.
+	forgetAfter = 10 * time.Minute
+)
+
+// Local merges the samples of this node's writers. Its methods may be called
+// concurrently; readers take no lock.
+type Local struct {
+	name       string
+	staleAfter time.Duration
+	log        *slog.Logger
+	start      time.Time
+
+	node    atomic.Pointer[Node]
+	updated atomic.Pointer[chan struct{}]
+
+	mu      sync.Mutex
+	devices map[string]*device
+	writers []*Source
+	series  int
+	heard   time.Time
+	leftOut uint64
+}
+
+// device is the mutable state behind a Device. Guarded by Local.mu.
+type device struct {
+	owner    *Source // nil when its connection is gone
+	gauges   map[string]*window.Gauge
+	counters map[string]*window.Counter
+	public   *Device
+	reported map[string]string // the failing metrics that the log knows of
+}
+
+// Source is one writer's connection. Its methods must not be called
+// concurrently.
+type Source struct {
+	local *Local
+	// offset maps the writer's clock to ours: the smallest delay seen between
+	// taking a sample and its arrival. A sample that waited in the socket is
+	// so as old as it is, not as old as it arrived.
+	offset  time.Duration
+	elapsed time.Duration
+	started bool
+	writer  Writer
+}
+
+// NewLocal makes an empty node. staleAfter is the age beyond which a silent
+// writer's devices may be taken over by another.
+func NewLocal(name string, staleAfter time.Duration, log *slog.Logger, now time.Time) *Local {
+	l := &Local{name: name, staleAfter: staleAfter, log: log, start: now, devices: map[string]*device{}}
+	l.updated.Store(new(make(chan struct{})))
+	l.node.Store(&Node{Name: name})
+	return l
+}
+
+// Node is the present picture. Never nil.
+func (l *Local) Node() *Node { return l.node.Load() }
+
+// Updated is closed at the next change of Node. Take it before Node.
+func (l *Local) Updated() <-chan struct{} { return *l.updated.Load() }
+
+// Connect begins a writer's connection.
+func (l *Local) Connect() *Source { return &Source{local: l} }
+
+// Apply merges a sample that arrived at now. The sample must be valid. An
+// error rejects it whole: a clock that goes back, or a device that belongs to
+// another connection.
+func (s *Source) Apply(sample *snapshot.Sample, now time.Time) error {
+	l := s.local
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := s.admit(sample, now); err != nil {
+		return err
+	}
+	heard := s.clock(sample, now)
+	if !s.started {
+		s.started = true
+		l.writers = append(l.writers, s)
+		l.log.Info("writer speaks", "writer", sample.Writer, "version", sample.Version, "devices", len(sample.Devices))
+	}
+	if sample.Error != s.writer.Error {
+		l.log.Warn("writer's state changed", "writer", sample.Writer, "error", sample.Error)
+	}
+	s.writer = Writer{Name: sample.Writer, Version: sample.Version, Heard: heard, Error: sample.Error}
+	if heard.After(l.heard) {
+		l.heard = heard
+	}
+	if sample.Error != "" {
+		s.fail(sample.Error, heard)
+	} else {
+		s.merge(sample, heard)
+	}
+	l.publish(now)
+	return nil
+}
+
+// Close ends the connection. Its devices stay, and grow old, until another
+// connection reports them or forgetAfter.
+func (s *Source) Close(now time.Time) {
+	l := s.local
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !s.started {
+		return
+	}
+	for _, d := range l.devices {
+		if d.owner == s {
+			d.owner = nil
+		}
+	}
+	l.writers = slices.DeleteFunc(l.writers, func(w *Source) bool { return w == s })
+	l.log.Info("writer gone", "writer", s.writer.Name)
+	l.publish(now)
+}
+
+// admit checks what must hold before anything of the sample is taken over.
+func (s *Source) admit(sample *snapshot.Sample, now time.Time) error {
+	if sample.Elapsed < s.elapsed {
+		return fmt.Errorf("elapsed went back from %v to %v", s.elapsed, sample.Elapsed)
+	}
+	series := s.local.series
+	for i := range sample.Devices {
+		in := &sample.Devices[i]
+		series += len(in.Values) + len(in.Counters)
+		d := s.local.devices[in.ID]
+		if d == nil {
+			continue
+		}
+		series -= len(d.gauges) + len(d.counters)
+		if d.owner != nil && d.owner != s && now.Sub(d.owner.writer.Heard) <= s.local.staleAfter {
+			return fmt.Errorf("device %q is reported by another connection (%s)", in.ID, d.owner.writer.Name)
+		}
+	}
+	if series > maxSeries {
+		return fmt.Errorf("more than %d values are reported on this node", maxSeries)
+	}
+	return nil
+}
+
+// clock says when, by our clock, a sample was taken. A writer without a clock
+// (Elapsed 0) took it when it arrived.
+func (s *Source) clock(sample *snapshot.Sample, now time.Time) time.Time {
+	arrived := now.Sub(s.local.start)
+	taken := arrived
+	if sample.Elapsed > 0 {
+		if offset := arrived - sample.Elapsed; s.elapsed == 0 || offset < s.offset {
+			s.offset = offset
+		}
+		taken = sample.Elapsed + s.offset
+		s.elapsed = sample.Elapsed
+	}
+	heard := s.local.start.Add(taken)
+	if heard.Before(s.writer.Heard) {
+		return s.writer.Heard
+	}
+	return heard
+}
+
+// fail marks all devices of the connection as unreadable.
+func (s *Source) fail(reason string, heard time.Time) {
+	for _, d := range s.local.devices {
+		if d.owner == s {
+			d.lose(reason, heard)
+			s.local.leftOut++
+		}
+	}
+}
+
+func (s *Source) merge(sample *snapshot.Sample, heard time.Time) {
+	l := s.local
+	reported := make(map[string]bool, len(sample.Devices))
+	for i := range sample.Devices {
+		in := &sample.Devices[i]
+		reported[in.ID] = true
+		d := l.devices[in.ID]
+		if d == nil {
+			d = &device{gauges: map[string]*window.Gauge{}, counters: map[string]*window.Counter{}, reported: map[string]string{}}
+			l.devices[in.ID] = d
+		}
+		before := d.public
+		l.series -= len(d.gauges) + len(d.counters)
+		d.owner = s
+		d.update(in, heard, heard.Sub(l.start))
+		l.series += len(d.gauges) + len(d.counters)
+		l.leftOut += uint64(len(d.public.failed))
+		l.report(d, before, d.public)
+	}
+	for id, d := range l.devices {
+		if d.owner == s && !reported[id] {
+			l.log.Info("device gone", "device", d.public.String(), "id", id)
+			l.drop(id)
+		}
+	}
+}
+
+func (l *Local) drop(id string) {
+	d := l.devices[id]
+	l.series -= len(d.gauges) + len(d.counters)
+	delete(l.devices, id)
+}
+
+// report logs what changed in the health of a device, once. A metric is
+// reported when it fails twice in a row: many need two readings to begin.
+func (l *Local) report(d *device, before, after *Device) {
+	if before == nil {
+		l.log.Info("device found", "device", after.String(), "id", after.ID, "model", after.Model)
+		before = &Device{}
+	}
+	if before.Error != after.Error {
+		l.log.Warn("device's state changed", "device", after.String(), "id", after.ID, "error", after.Error)
+	}
+	if after.Error != "" {
+		return
+	}
+	for metric, reason := range after.failed {
+		if before.failed[metric] == reason && d.reported[metric] != reason {
+			d.reported[metric] = reason
+			l.log.Warn("metric cannot be read", "device", after.String(), "id", after.ID, "metric", metric, "reason", reason)
+		}
+	}
+	for metric := range d.reported {
+		if _, still := after.failed[metric]; !still {
+			delete(d.reported, metric)
+			l.log.Info("metric can be read again", "device", after.String(), "id", after.ID, "metric", metric)
+		}
+	}
+}
+
+// publish makes the present state visible to readers and wakes those who wait.
+func (l *Local) publish(now time.Time) {
+	for id, d := range l.devices {
+		if d.owner == nil && now.Sub(d.public.Heard) > forgetAfter {
+			l.drop(id)
+		}
+	}
+	n := &Node{Name: l.name, Heard: l.heard, LeftOut: l.leftOut, Devices: make([]*Device, 0, len(l.devices))}
+	for d := range maps.Values(l.devices) {
+		n.Devices = append(n.Devices, d.public)
+	}
+	slices.SortFunc(n.Devices, func(a, b *Device) int {
+		return cmp.Or(cmp.Compare(a.Vendor, b.Vendor), cmp.Compare(a.Index, b.Index),
+			cmp.Compare(a.Parent, b.Parent), cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.ID, b.ID))
+	})
+	for _, s := range l.writers {
+		n.Writers = append(n.Writers, s.writer)
+	}
+	l.node.Store(n)
+	next := make(chan struct{})
+	close(*l.updated.Swap(&next))
+}

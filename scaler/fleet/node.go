@@ -1,0 +1,141 @@
+// Package fleet keeps what is known of the GPUs: it merges the samples of all
+// writers into one immutable picture of the node, with window means computed
+// where the samples arrive, and says how old it is. It knows no trigger, no
+// KEDA and no transport.
+package fleet
+
+import (
+	"fmt"
+	"time"
+
+	"gpuscaler/scaler/window"
+	"gpuscaler/shared/snapshot"
+)
+
+// Node is everything known of one node at one moment. All of it is read-only.
+type Node struct {
+	// Name is the node's name, for people.
+	Name string
+	// Devices are ordered by vendor, index, physical before instance, and
+	// instance. A device that cannot be read keeps its place.
+	Devices []*Device
+	// Writers are the connections that speak now, in order of arrival.
+	Writers []Writer
+	// Heard is when the newest sample of any writer was taken; zero when none
+	// ever came.
+	Heard time.Time
+	// LeftOut counts the readings that could not be used since the start:
+	// failed getters and lost devices, one for each metric and sample.
+	LeftOut uint64
+}
+
+// Writer is one connected writer. Read-only.
+type Writer struct {
+	Name, Version string
+	// Heard is when its newest sample was taken.
+	Heard time.Time
+	// Error is why it could read nothing at all, or "".
+	Error string
+}
+
+// Device is one device with the means of its metrics. Read-only.
+type Device struct {
+	ID, Vendor, Model, Parent, Profile string
+	Index, Instance                    int
+	MemoryTotalMiB                     float64
+	Processes                          []snapshot.Process
+	// Heard is when its newest reading was taken.
+	Heard time.Time
+	// Error is why nothing of it can be read, or "".
+	Error string
+
+	means  map[string]window.Means
+	failed map[string]string
+}
+
+// Value is the mean of a metric over one of window.Windows. ok is false when
+// the last reading had no such value: see Failure.
+func (d *Device) Value(metric string, w time.Duration) (v float64, ok bool) {
+	m, ok := d.means[metric]
+	if !ok {
+		return 0, false
+	}
+	i := window.Index(w)
+	if i < 0 {
+		return 0, false
+	}
+	return m[i], true
+}
+
+// Means are the means of all metrics that the last reading had.
+func (d *Device) Means() map[string]window.Means { return d.means }
+
+// Failure says why a metric that the device has could not be read last time,
+// or that the whole device could not be.
+func (d *Device) Failure(metric string) (reason string, failed bool) {
+	if reason, failed = d.failed[metric]; failed {
+		return reason, true
+	}
+	return d.Error, d.Error != ""
+}
+
+// Supports says whether the device has the metric, readable now or not. A
+// device that could never be read may have any.
+func (d *Device) Supports(metric string) bool {
+	if _, ok := d.means[metric]; ok {
+		return true
+	}
+	if _, ok := d.failed[metric]; ok {
+		return true
+	}
+	return d.Error != "" && len(d.failed) == 0
+}
+
+// String names the device as people know it: "GPU 3" or "GPU 3 MIG 1g.18gb/7".
+func (d *Device) String() string {
+	name := fmt.Sprintf("GPU %d", d.Index)
+	if d.Vendor != "nvidia" {
+		name = fmt.Sprintf("%s device %d", d.Vendor, d.Index)
+	}
+	if d.Parent != "" {
+		name += fmt.Sprintf(" MIG %s/%d", d.Profile, d.Instance)
+	}
+	return name
+}
+
+// Ready says why the node's data cannot be used at now, or nil: nothing heard
+// yet, every writer silent for staleAfter, or no device readable.
+func (n *Node) Ready(now time.Time, staleAfter time.Duration) error {
+	if n.Heard.IsZero() {
+		return fmt.Errorf("node %s: nothing heard yet from any reader", n.Name)
+	}
+	readable := false
+	for _, d := range n.Devices {
+		if age := now.Sub(d.Heard); age > staleAfter {
+			return fmt.Errorf("node %s: %s: nothing heard for %s", n.Name, d, Age(age))
+		}
+		readable = readable || d.Error == ""
+	}
+	switch {
+	case readable:
+		return nil
+	case len(n.Devices) > 0:
+		return fmt.Errorf("node %s: %s: %s", n.Name, n.Devices[0], n.Devices[0].Error)
+	case now.Sub(n.Heard) > staleAfter:
+		return fmt.Errorf("node %s: nothing heard for %s", n.Name, Age(now.Sub(n.Heard)))
+	}
+	for _, w := range n.Writers {
+		if w.Error != "" {
+			return fmt.Errorf("node %s: %s: %s", n.Name, w.Name, w.Error)
+		}
+	}
+	return fmt.Errorf("node %s: no devices", n.Name)
+}
+
+// Age rounds an age for people: tenths of a second, or seconds from ten on.
+func Age(d time.Duration) time.Duration {
+	if d < 10*time.Second {
+		return d.Round(100 * time.Millisecond)
+	}
+	return d.Round(time.Second)
+}

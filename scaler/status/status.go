@@ -1,0 +1,133 @@
+// Package status serves the plain HTTP port: liveness, readiness and the state
+// of the node as JSON, for people and probes.
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"gpuscaler/scaler/fleet"
+	"gpuscaler/scaler/window"
+)
+
+// Handler serves /healthz (200 while the process works), /readyz (503 with the
+// reason while ready returns one) and /state.
+func Handler(node func() *fleet.Node, ready func(now time.Time) error) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprintln(w, "ok")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := ready(time.Now()); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = fmt.Fprintln(w, "ok")
+	})
+	mux.HandleFunc("GET /state", func(w http.ResponseWriter, _ *http.Request) {
+		now := time.Now()
+		state := Describe(node(), now)
+		if err := ready(now); err != nil {
+			state.NotReady = err.Error()
+		}
+		w.Header().Set("Content-Type", "application/json")
+		out := json.NewEncoder(w)
+		out.SetIndent("", "  ")
+		_ = out.Encode(state)
+	})
+	return mux
+}
+
+// State is the answer of /state.
+type State struct {
+	Node string `json:"node"`
+	// NotReady is why the node's data cannot be used, if it cannot.
+	NotReady string   `json:"notReady,omitempty"`
+	Writers  []Writer `json:"writers"`
+	Devices  []Device `json:"devices"`
+	// LeftOut counts the readings that could not be used since the start.
+	LeftOut uint64 `json:"leftOutTotal"`
+}
+
+// Writer is one connected reader.
+type Writer struct {
+	Name       string  `json:"name"`
+	Version    string  `json:"version,omitempty"`
+	AgeSeconds float64 `json:"ageSeconds"`
+	Error      string  `json:"error,omitempty"`
+}
+
+// Device is one device with the means of its metrics.
+type Device struct {
+	ID             string  `json:"id"`
+	Vendor         string  `json:"vendor"`
+	Index          int     `json:"index"`
+	Model          string  `json:"model"`
+	Parent         string  `json:"parent,omitempty"`
+	Instance       int     `json:"instance,omitempty"`
+	Profile        string  `json:"profile,omitempty"`
+	MemoryTotalMiB float64 `json:"memoryTotalMiB,omitempty"`
+	AgeSeconds     float64 `json:"ageSeconds"`
+	Error          string  `json:"error,omitempty"`
+	// Metrics are by name, then by window.
+	Metrics map[string]map[string]float64 `json:"metrics"`
+}
+
+// Describe renders a node for JSON.
+func Describe(n *fleet.Node, now time.Time) State {
+	s := State{Node: n.Name, LeftOut: n.LeftOut, Writers: []Writer{}, Devices: []Device{}}
+	for _, w := range n.Writers {
+		s.Writers = append(s.Writers, Writer{w.Name, w.Version, now.Sub(w.Heard).Seconds(), w.Error})
+	}
+	for _, d := range n.Devices {
+		metrics := make(map[string]map[string]float64, len(d.Means()))
+		for name, means := range d.Means() {
+			metrics[name] = make(map[string]float64, len(means))
+			for i, span := range window.Windows {
+				metrics[name][label(span)] = means[i]
+			}
+		}
+		s.Devices = append(s.Devices, Device{
+			ID: d.ID, Vendor: d.Vendor, Index: d.Index, Model: d.Model, Parent: d.Parent, Instance: d.Instance,
+			Profile: d.Profile, MemoryTotalMiB: d.MemoryTotalMiB, AgeSeconds: now.Sub(d.Heard).Seconds(),
+			Error: d.Error, Metrics: metrics,
+		})
+	}
+	return s
+}
+
+// label is the window as triggers name it.
+func label(span time.Duration) string {
+	if span >= time.Minute {
+		return fmt.Sprintf("%dm", span/time.Minute)
+	}
+	return fmt.Sprintf("%ds", span/time.Second)
+}
+
+// Run serves h on l until ctx is done. It closes l.
+func Run(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	server := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      10 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() {
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = server.Shutdown(late)
+	})
+	defer stop()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving HTTP: %w", err)
+	}
+	return nil
+}
