@@ -1,0 +1,307 @@
+// Package nvml reads all GPUs of a node through NVML: the only code that is
+// linked against C. It calls getters only, never a function that changes
+// anything. It knows neither sockets nor who wants the readings.
+//
+// What NVML demands of its callers, and how this package obeys:
+//   - A call before a successful nvmlInit, or of a function that the installed
+//     driver lacks, ends the process ("symbol lookup error"). So nothing is
+//     called while the driver is closed, and every function that a driver may
+//     lack is looked up first (see has).
+//   - Handles die with the driver that gave them. When a GPU is lost, the set
+//     of GPUs changes or the driver says that it was reloaded, everything is
+//     shut down, initialised and enumerated anew.
+//   - Some getters take long or hang. The slow ones run beside the sample
+//     (see slow.go), and Busy says for how long a call has been in progress.
+package nvml
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"gpuscaler/shared/snapshot"
+)
+
+const (
+	// reopenAfter is how long a closed or troubled driver is left alone before
+	// it is opened anew.
+	reopenAfter = 4 * time.Second
+	// mismatchPatience is how long a library that does not fit the kernel's
+	// driver is waited for.
+	mismatchPatience = 15 * time.Second
+	// kernelGPUs has an entry for each GPU that the kernel driver knows. NVML
+	// itself learns of a new GPU only when it is initialised.
+	kernelGPUs = "/proc/driver/nvidia/gpus"
+)
+
+// ErrOutdated says that the loaded library no longer fits the kernel's driver.
+// A process cannot unload a library that it has called into: it must be
+// restarted to find the new one.
+var ErrOutdated = errors.New("the NVML library does not fit the kernel driver (LIB_RM_VERSION_MISMATCH): the driver was upgraded; a restart loads the new library")
+
+// Driver reads NVML. Read and Close must not be called concurrently; Busy may
+// be called at any time, and ReadSlow runs beside Read.
+type Driver struct {
+	lib nvml.Interface
+	log *slog.Logger
+
+	// open guards the handles: whoever calls into NVML holds it for reading,
+	// Shutdown and Init for writing.
+	open   sync.RWMutex
+	opened bool
+	gpus   []*gpu
+
+	slowSymbol bool // the driver has nvmlDeviceGetPcieThroughput
+
+	symbols    map[string]bool
+	known      map[int]identity // the last identity seen at each index
+	tried      time.Time        // the last attempt to open
+	mismatched time.Time        // since when the library has not fitted
+	trouble    string           // why the driver has to be reopened, or ""
+	topology   []string
+
+	readBusy, slowBusy atomic.Int64 // start of the call in progress, unix ns, or 0
+}
+
+// identity is what a device is called.
+type identity struct{ uuid, model string }
+
+// New prepares to read through a library: a path, or a name that the dynamic
+// linker finds; "" is libnvidia-ml.so.1. Nothing is loaded yet.
+func New(library string, log *slog.Logger) *Driver {
+	var options []nvml.LibraryOption
+	if library != "" {
+		options = append(options, nvml.WithLibraryPath(library))
+	}
+	return &Driver{lib: nvml.New(options...), log: log, known: map[int]identity{}}
+}
+
+// Read takes one sample of all devices. What cannot be read is said in the
+// sample, not by an error: the only error is ErrOutdated. It may block for as
+// long as NVML does.
+func (d *Driver) Read(now time.Time) (*snapshot.Sample, error) {
+	defer d.readBusy.Store(0)
+	d.busy()
+	s := &snapshot.Sample{}
+	if err := d.ready(now); err != nil {
+		if errors.Is(err, ErrOutdated) {
+			return nil, err
+		}
+		s.Error = err.Error()
+		return s, nil
+	}
+	d.open.RLock()
+	defer d.open.RUnlock()
+	for _, g := range d.gpus {
+		d.busy()
+		s.Devices = append(s.Devices, d.readGPU(g, now)...)
+	}
+	return s, nil
+}
+
+// Versions are those of the driver and of the NVML library, "" when unknown.
+func (d *Driver) Versions() (driver, library string) {
+	d.open.RLock()
+	defer d.open.RUnlock()
+	if !d.opened {
+		return "", ""
+	}
+	driver, _ = d.lib.SystemGetDriverVersion()
+	library, _ = d.lib.SystemGetNVMLVersion()
+	return text(driver), text(library)
+}
+
+// Close shuts NVML down.
+func (d *Driver) Close() {
+	d.open.Lock()
+	defer d.open.Unlock()
+	d.shutdown()
+}
+
+// Busy is for how long the longest call in progress has been running.
+func (d *Driver) Busy(now time.Time) time.Duration {
+	longest := time.Duration(0)
+	for _, since := range []int64{d.readBusy.Load(), d.slowBusy.Load()} {
+		if since != 0 {
+			longest = max(longest, now.Sub(time.Unix(0, since)))
+		}
+	}
+	return longest
+}
+
+func (d *Driver) busy() { d.readBusy.Store(time.Now().UnixNano()) }
+
+// ready sees to it that the driver is open and its GPUs are those that exist.
+func (d *Driver) ready(now time.Time) error {
+	if d.opened {
+		d.check()
+		if d.trouble == "" {
+			return nil
+		}
+	}
+	if !d.tried.IsZero() && now.Sub(d.tried) < reopenAfter {
+		if d.opened {
+			return nil // what can be read, is; reopened when it is time
+		}
+		return errors.New(d.trouble)
+	}
+	d.open.Lock()
+	defer d.open.Unlock()
+	d.tried = now
+	if d.opened {
+		d.log.Warn("reopening NVML", "reason", d.trouble)
+	}
+	d.shutdown()
+	if err := d.init(now); err != nil {
+		if d.trouble != err.Error() {
+			d.log.Warn("NVML cannot be opened", "error", err)
+		}
+		d.trouble = err.Error()
+		return err
+	}
+	d.trouble = ""
+	return nil
+}
+
+// check looks for a change of the GPUs that needs a reopening.
+func (d *Driver) check() {
+	n, ret := d.lib.DeviceGetCount()
+	switch {
+	case ret != nvml.SUCCESS:
+		d.trouble = "nvmlDeviceGetCount: " + name(ret)
+		// The driver is gone, and with it every handle: do not wait.
+		d.tried = time.Time{}
+	case n != len(d.gpus):
+		d.trouble = fmt.Sprintf("%d GPUs became %d", len(d.gpus), n)
+		d.tried = time.Time{}
+	case !slices.Equal(d.topology, listGPUs()):
+		d.trouble = "the kernel's list of GPUs changed"
+		d.tried = time.Time{}
+	}
+}
+
+func listGPUs() []string {
+	entries, err := os.ReadDir(kernelGPUs)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+func (d *Driver) shutdown() {
+	if !d.opened {
+		return
+	}
+	for _, g := range d.gpus {
+		g.free()
+	}
+	d.gpus = nil
+	d.opened = false
+	if ret := d.lib.Shutdown(); ret != nvml.SUCCESS {
+		d.log.Debug("nvmlShutdown", "error", name(ret))
+	}
+}
+
+func (d *Driver) init(now time.Time) error {
+	ret := d.lib.Init()
+	if ret == nvml.ERROR_LIB_RM_VERSION_MISMATCH {
+		if d.mismatched.IsZero() {
+			d.mismatched = now
+		}
+		if now.Sub(d.mismatched) >= mismatchPatience {
+			return ErrOutdated
+		}
+	} else {
+		d.mismatched = time.Time{}
+	}
+	if ret != nvml.SUCCESS {
+		return fmt.Errorf("nvmlInit: %s", name(ret))
+	}
+	d.opened = true
+	d.symbols = map[string]bool{}
+	d.slowSymbol = d.has("nvmlDeviceGetPcieThroughput")
+	d.topology = listGPUs()
+	n, ret := d.lib.DeviceGetCount()
+	if ret != nvml.SUCCESS {
+		d.shutdown()
+		return fmt.Errorf("nvmlDeviceGetCount: %s", name(ret))
+	}
+	for i := range n {
+		d.gpus = append(d.gpus, d.enumerate(i))
+	}
+	d.log.Info("NVML opened", "gpus", n)
+	return nil
+}
+
+// has says whether the installed driver has a function. Calling one that it
+// lacks would end the process.
+func (d *Driver) has(symbol string) bool {
+	found, asked := d.symbols[symbol]
+	if !asked {
+		found = d.lib.Extensions().LookupSymbol(symbol) == nil
+		d.symbols[symbol] = found
+		if !found {
+			d.log.Info("the installed driver lacks a function", "function", symbol)
+		}
+	}
+	return found
+}
+
+// name is a return code as nvml.h spells it, without its prefix.
+func name(ret nvml.Return) string {
+	if s, ok := names[ret]; ok {
+		return s
+	}
+	return fmt.Sprintf("ERROR_%d", int32(ret))
+}
+
+var names = map[nvml.Return]string{
+	nvml.ERROR_UNINITIALIZED:             "UNINITIALIZED",
+	nvml.ERROR_INVALID_ARGUMENT:          "INVALID_ARGUMENT",
+	nvml.ERROR_NOT_SUPPORTED:             "NOT_SUPPORTED",
+	nvml.ERROR_NO_PERMISSION:             "NO_PERMISSION",
+	nvml.ERROR_NOT_FOUND:                 "NOT_FOUND",
+	nvml.ERROR_DRIVER_NOT_LOADED:         "DRIVER_NOT_LOADED",
+	nvml.ERROR_TIMEOUT:                   "TIMEOUT",
+	nvml.ERROR_IRQ_ISSUE:                 "IRQ_ISSUE",
+	nvml.ERROR_LIBRARY_NOT_FOUND:         "LIBRARY_NOT_FOUND",
+	nvml.ERROR_FUNCTION_NOT_FOUND:        "FUNCTION_NOT_FOUND",
+	nvml.ERROR_CORRUPTED_INFOROM:         "CORRUPTED_INFOROM",
+	nvml.ERROR_GPU_IS_LOST:               "GPU_IS_LOST",
+	nvml.ERROR_RESET_REQUIRED:            "RESET_REQUIRED",
+	nvml.ERROR_OPERATING_SYSTEM:          "OPERATING_SYSTEM",
+	nvml.ERROR_LIB_RM_VERSION_MISMATCH:   "LIB_RM_VERSION_MISMATCH",
+	nvml.ERROR_IN_USE:                    "IN_USE",
+	nvml.ERROR_MEMORY:                    "MEMORY",
+	nvml.ERROR_NO_DATA:                   "NO_DATA",
+	nvml.ERROR_INSUFFICIENT_POWER:        "INSUFFICIENT_POWER",
+	nvml.ERROR_INSUFFICIENT_RESOURCES:    "INSUFFICIENT_RESOURCES",
+	nvml.ERROR_ARGUMENT_VERSION_MISMATCH: "ARGUMENT_VERSION_MISMATCH",
+	nvml.ERROR_DEPRECATED:                "DEPRECATED",
+	nvml.ERROR_NOT_READY:                 "NOT_READY",
+	nvml.ERROR_GPU_NOT_FOUND:             "GPU_NOT_FOUND",
+	nvml.ERROR_INVALID_STATE:             "INVALID_STATE",
+	nvml.ERROR_UNKNOWN:                   "UNKNOWN",
+}
+
+// text makes what NVML calls a string fit for a message.
+func text(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == 0xfffd {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, ""))
+}

@@ -1,0 +1,177 @@
+package nvml
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"gpuscaler/shared/snapshot"
+)
+
+const mib = 1 << 20
+
+// getter is a fast call that fills in metrics of a whole GPU.
+type getter struct {
+	symbol string
+	read   func(nvml.Device, *reading)
+}
+
+var getters = []getter{
+	{"nvmlDeviceGetUtilizationRates", func(h nvml.Device, r *reading) {
+		u, ret := h.GetUtilizationRates()
+		r.value("gpu_utilization", float64(u.Gpu), ret)
+		r.value("memory_utilization", float64(u.Memory), ret)
+	}},
+	{"nvmlDeviceGetTemperature", func(h nvml.Device, r *reading) {
+		celsius, ret := h.GetTemperature(nvml.TEMPERATURE_GPU)
+		r.value("temperature", float64(celsius), ret)
+	}},
+	{"nvmlDeviceGetPowerUsage", func(h nvml.Device, r *reading) {
+		milliwatts, ret := h.GetPowerUsage()
+		r.value("power_draw", float64(milliwatts)/1000, ret)
+	}},
+	{"nvmlDeviceGetTotalEnergyConsumption", func(h nvml.Device, r *reading) {
+		// A failing energy counter costs nothing: power has its own getter.
+		if millijoules, ret := h.GetTotalEnergyConsumption(); ret == nvml.SUCCESS {
+			r.device.Counters["energy_joules"] = float64(millijoules) / 1000
+		}
+	}},
+	{"nvmlDeviceGetFieldValues", readNVLink},
+	{"nvmlDeviceGetEncoderUtilization", func(h nvml.Device, r *reading) {
+		percent, _, ret := h.GetEncoderUtilization()
+		r.value("encoder_utilization", float64(percent), ret)
+	}},
+	{"nvmlDeviceGetDecoderUtilization", func(h nvml.Device, r *reading) {
+		percent, _, ret := h.GetDecoderUtilization()
+		r.value("decoder_utilization", float64(percent), ret)
+	}},
+}
+
+// readNVLink reads the data counters of all links together, in KiB.
+func readNVLink(h nvml.Device, r *reading) {
+	const allLinks = math.MaxUint32
+	fields := []nvml.FieldValue{
+		{FieldId: nvml.FI_DEV_NVLINK_THROUGHPUT_DATA_TX, ScopeId: allLinks},
+		{FieldId: nvml.FI_DEV_NVLINK_THROUGHPUT_DATA_RX, ScopeId: allLinks},
+	}
+	ret := h.GetFieldValues(fields)
+	for i, metric := range []string{"nvlink_tx_mbps", "nvlink_rx_mbps"} {
+		m, _ := snapshot.Lookup(metric)
+		fieldRet := ret
+		if ret == nvml.SUCCESS {
+			fieldRet = nvml.Return(fields[i].NvmlReturn) //nolint:gosec // NVML's own code
+		}
+		if fieldRet == nvml.SUCCESS {
+			kib := binary.NativeEndian.Uint64(fields[i].Value[:])
+			r.device.Counters[m.Counter.Name] = float64(kib) * 1024
+			continue
+		}
+		r.failure(metric, fieldRet)
+	}
+}
+
+// readMemory prefers version 2: version 1 counts what firmware and ECC reserve
+// as used.
+func (d *Driver) readMemory(h nvml.Device, r *reading) {
+	var used, total uint64
+	ret := nvml.ERROR_FUNCTION_NOT_FOUND
+	if d.has("nvmlDeviceGetMemoryInfo_v2") {
+		var m nvml.Memory_v2
+		m, ret = h.GetMemoryInfo_v2()
+		used, total = m.Used, m.Total
+		if ret == nvml.SUCCESS {
+			r.device.MemoryReservedMiB = float64(m.Reserved) / mib
+		}
+	}
+	if absent(ret) && d.has("nvmlDeviceGetMemoryInfo") {
+		var m nvml.Memory
+		m, ret = h.GetMemoryInfo()
+		used, total = m.Used, m.Total
+	}
+	if ret == nvml.SUCCESS {
+		r.device.MemoryTotalMiB = float64(total) / mib
+	}
+	r.value("memory_used_mib", float64(used)/mib, ret)
+	if percent, ok := snapshot.UsedPercent(float64(used), float64(total)); ok || ret != nvml.SUCCESS {
+		r.value("memory_used_percent", percent, ret)
+	}
+}
+
+// readProcesses lists who holds memory. Not being able to is no failure of any
+// metric.
+func (d *Driver) readProcesses(h nvml.Device, r *reading) {
+	if !d.has("nvmlDeviceGetComputeRunningProcesses_v3") && !d.has("nvmlDeviceGetComputeRunningProcesses_v2") &&
+		!d.has("nvmlDeviceGetComputeRunningProcesses") {
+		return
+	}
+	processes, ret := h.GetComputeRunningProcesses()
+	if ret != nvml.SUCCESS || len(processes) > snapshot.MaxProcesses {
+		return
+	}
+	for _, p := range processes {
+		used := float64(p.UsedGpuMemory) / mib
+		if p.UsedGpuMemory == math.MaxUint64 { // NVML_VALUE_NOT_AVAILABLE
+			used = 0
+		}
+		r.device.Processes = append(r.device.Processes, snapshot.Process{PID: p.Pid, UsedMiB: used})
+	}
+}
+
+// reading collects what the getters say of one device.
+type reading struct {
+	device snapshot.Device
+	gone   string // why the device as a whole cannot be read, or ""
+}
+
+func newReading(d snapshot.Device) *reading {
+	d.Values = map[string]float64{}
+	d.Counters = map[string]float64{}
+	d.Failed = map[string]string{}
+	return &reading{device: d}
+}
+
+// value takes over a metric, unless it could not be read or is out of its
+// range (drivers do report 4,294,967 W now and then).
+func (r *reading) value(metric string, v float64, ret nvml.Return) {
+	if ret != nvml.SUCCESS {
+		r.failure(metric, ret)
+		return
+	}
+	m, _ := snapshot.Lookup(metric)
+	if err := m.Check(v); err != nil {
+		r.device.Failed[metric] = err.Error()
+		return
+	}
+	r.device.Values[metric] = v
+}
+
+// failure tells an absent metric from a failing one and from a lost device.
+func (r *reading) failure(metric string, ret nvml.Return) {
+	switch {
+	case absent(ret):
+	case ret == nvml.ERROR_GPU_IS_LOST, ret == nvml.ERROR_RESET_REQUIRED, ret == nvml.ERROR_GPU_NOT_FOUND,
+		ret == nvml.ERROR_UNINITIALIZED, ret == nvml.ERROR_DRIVER_NOT_LOADED:
+		r.gone = name(ret)
+	default:
+		r.device.Failed[metric] = name(ret)
+	}
+}
+
+// absent says that a device does not have what was asked for, in whatever way
+// drivers of different ages say so.
+func absent(ret nvml.Return) bool {
+	switch ret {
+	case nvml.ERROR_NOT_SUPPORTED, nvml.ERROR_FUNCTION_NOT_FOUND, nvml.ERROR_ARGUMENT_VERSION_MISMATCH, nvml.ERROR_DEPRECATED:
+		return true
+	}
+	return false
+}
+
+// lost is the device without any value, in its place.
+func (r *reading) lost(why string) snapshot.Device {
+	d := r.device
+	d.Values, d.Counters, d.Failed, d.Processes = nil, nil, nil, nil
+	d.Error = why
+	return d
+}
