@@ -1,0 +1,50 @@
+# Two commands do everything: "make run" and "make test". Both need Go, gcc and
+# make, and nothing else.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# go-nvml declares all of NVML, its deprecated functions too; nobody calls those.
+export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
+
+.PHONY: help build run test bench fuzz lint images image-bases fixtures proto clean
+
+help: ## Show what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+build: ## Build the scaler (static), the sidecar and the fake driver into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o bin/ ./scaler
+	CGO_ENABLED=1 go build -trimpath -ldflags "$(LDFLAGS)" -o bin/ ./nvmlsidecar
+	go run ./nvmlsidecar/fakenvml/cmd bin
+
+run: build ## Run sidecar and scaler on this machine's GPUs, or on a recording (RUN_FOR=10s FIXTURE=testdata/t4.csv)
+	@CGO_ENABLED=0 go build -o bin/ ./scaler/cmd/demo
+	@bin/demo --bin bin
+
+test: ## Run all tests with the race detector
+	go test -race ./...
+
+bench: ## Measure, and print the ratios that matter
+	go test -run '^$$' -bench . -benchtime 1x ./scaler/bench
+
+fuzz: ## Fuzz every decoder and parser (FUZZTIME=30s each)
+	.ci/fuzz $(or $(FUZZTIME),30s)
+
+lint: ## Run the linters
+	.ci/lint
+
+images: build ## Build both images with buildah or docker
+	deploy/images/build
+
+image-bases: ## Make a local base for the sidecar's image, where no registry can be reached
+	deploy/images/glibc-base
+
+fixtures: ## Make the synthetic fixtures anew
+	go run ./shared/fixture/synth/cmd testdata
+
+proto: ## Generate the Go code of the .proto (needs protoc)
+	go build -o bin/ google.golang.org/protobuf/cmd/protoc-gen-go
+	protoc -I . --plugin=bin/protoc-gen-go --go_out=. --go_opt=module=gpuscaler shared/snapshotpb/sample.proto
+
+clean: ## Remove what was built
+	rm -rf bin
