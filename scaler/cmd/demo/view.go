@@ -171,7 +171,13 @@ func (v *view) ask(ctx context.Context, ref *pb.ScaledObjectRef) string {
 	return fmt.Sprintf("%.3f\t%g\t%t\tceil(%.1f / %g) = %.0f", value, target, active.GetResult(), value, target, math.Ceil(value/target))
 }
 
+// reason is the beginning of an error, as much as fits beside the names.
 func reason(err error) string {
+	const room = 75
 	s := status.Convert(err)
-	return fmt.Sprintf("%s: %s", s.Code(), s.Message())
+	text := []rune(fmt.Sprintf("%s: %s", s.Code(), s.Message()))
+	if len(text) > room {
+		text = append(text[:room-1], '…')
+	}
+	return string(text)
 }
