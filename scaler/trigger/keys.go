@@ -37,7 +37,7 @@ var Keys = table[:]
 
 var table = [...]Key{
 	{"profile", "", "a built-in or custom profile; every other key overrides it", nil},
-	{"metricType", "gpu_utilization", "the metric: " + strings.Join(snapshot.MetricNames(), ", ") + ", or x_<name> from another reader", setMetric},
+	{"metricType", "gpu_utilization", "a metric by name, or x_<name> from another reader", setMetric},
 	{"targetValue", "80", "target per replica in the metric's unit, above 0", setTarget},
 	{"targetGpuUtilization", "", "shorthand: metricType gpu_utilization and its target in one", shorthand("gpu_utilization")},
 	{"targetMemoryUtilization", "", "shorthand: metricType memory_used_percent and its target in one", shorthand("memory_used_percent")},
