@@ -81,11 +81,12 @@ func (l *lab) compare(want *snapshot.Device) {
 	check := func(kind map[string]float64, name string, within, v float64, ret nvml.Return) {
 		l.t.Helper()
 		expected, ok := kind[name]
-		if want.Failed[name] != "" {
+		switch {
+		case want.Failed[name] != "":
 			require.Equal(l.t, "ERROR_"+want.Failed[name], nvmlName(ret))
-		} else if !ok {
+		case !ok:
 			require.Equal(l.t, nvml.ERROR_NOT_SUPPORTED, ret)
-		} else {
+		default:
 			require.Equal(l.t, nvml.SUCCESS, ret)
 			require.InDelta(l.t, expected, v, within, "%s of %s", name, want.ID)
 		}

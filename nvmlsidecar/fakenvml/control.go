@@ -48,7 +48,7 @@ func (c *Control) Set(lines ...string) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) //nolint:errcheck // gone if all went well
+	defer os.Remove(f.Name())
 	_, err = f.WriteString(strings.Join(lines, "\n") + "\n")
 	if closeErr := f.Close(); err == nil {
 		err = closeErr

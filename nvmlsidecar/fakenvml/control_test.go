@@ -229,10 +229,10 @@ func TestManyThreads(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for time.Now().Before(stop) {
-				gpu.GetComputeRunningProcesses()
+				_, _ = gpu.GetComputeRunningProcesses()
 				if mig, ret := gpu.GetMigDeviceHandleByIndex(1); ret == nvml.SUCCESS {
-					mig.GetMemoryInfo_v2()
-					mig.GetName()
+					_, _ = mig.GetMemoryInfo_v2()
+					_, _ = mig.GetName()
 				}
 			}
 		})

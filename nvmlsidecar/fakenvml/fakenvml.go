@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 )
 
@@ -41,14 +42,14 @@ func Build(dir string) (path string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return "", err
 	}
 	work, err := os.MkdirTemp(dir, ".build-")
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(work) //nolint:errcheck // only leftovers
+	defer os.RemoveAll(work)
 	if err := os.CopyFS(work, sources); err != nil {
 		return "", err
 	}
@@ -60,21 +61,21 @@ func Build(dir string) (path string, err error) {
 	if len(compiler) == 0 {
 		compiler = []string{"gcc"}
 	}
-	args := append(compiler[1:],
+	args := slices.Concat(compiler[1:], []string{
 		"-std=gnu11", "-D_GNU_SOURCE", "-shared", "-fPIC", "-O2", "-pthread",
 		"-Wall", "-Wextra", "-Werror", "-fvisibility=hidden",
 		// Without it the header renames the first versions of functions to the
 		// latest, and both could not be defined.
 		"-DNVML_NO_UNVERSIONED_FUNC_DEFS=1", "-isystem", header,
-		"-Wl,-soname,"+Name,
+		"-Wl,-soname," + Name,
 		// The number of symbols, which hiding some needs, is only in this table.
 		"-Wl,--hash-style=sysv",
 		// A client that unloads NVML between two initialisations must find the
 		// clock where it was.
 		"-Wl,-z,nodelete",
-		"-o", Name)
-	args = append(args, files...)
-	cmd := exec.Command(compiler[0], append(args, "-lm")...)
+		"-o", Name,
+	}, files, []string{"-lm"})
+	cmd := exec.Command(compiler[0], args...)
 	cmd.Dir = work
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building %s with %s: %w\n%s", Name, compiler[0], err, out)

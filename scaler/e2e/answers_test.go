@@ -150,7 +150,7 @@ func TestFaultsOfTheDriver(t *testing.T) {
 		n.eventually(15*time.Second, func() error {
 			v, err := n.value(m)
 			if status.Code(err) != code || !contains(err, parts...) {
-				return fmt.Errorf("got %v, %v", v, err)
+				return fmt.Errorf("got %v, %w", v, err)
 			}
 			return nil
 		})
@@ -202,7 +202,7 @@ func TestReplayAnswersLikeTheSidecar(t *testing.T) {
 	replay := *n
 	conn, err := dial(address)
 	require.NoError(t, err)
-	defer conn.Close() //nolint:errcheck // the test is over
+	defer conn.Close()
 	replay.conn, replay.ExternalScalerClient = conn, pb.NewExternalScalerClient(conn)
 	replay.eventually(10*time.Second, replay.serving)
 	for _, m := range []metadata{{}, {"metricType": "memory_used_percent"}, {"metricType": "power_draw"}} {

@@ -16,7 +16,7 @@ import (
 func TestScalerIsStatic(t *testing.T) {
 	f, err := elf.Open(bin + "/scaler")
 	require.NoError(t, err)
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	for _, p := range f.Progs {
 		assert.NotEqual(t, elf.PT_INTERP, p.Type, "no interpreter")
 		assert.NotEqual(t, elf.PT_DYNAMIC, p.Type, "no dynamic section")

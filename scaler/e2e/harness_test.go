@@ -37,7 +37,7 @@ func testMain(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(bin) //nolint:errcheck // a temporary folder
+	defer os.RemoveAll(bin)
 	for _, step := range []func() error{
 		func() error { return build("0", "gpuscaler/scaler") },
 		func() error { return build("0", "gpuscaler/scaler/cmd/demo") },
@@ -217,7 +217,7 @@ func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	defer l.Close() //nolint:errcheck // it never accepted anything
+	defer l.Close()
 	return l.Addr().String()
 }
 

@@ -45,7 +45,8 @@ func (g *Gauge) Add(t time.Duration, v float64) {
 		g.buckets[n-1].n++
 		return
 	}
-	g.buckets = append(expire(g.buckets, second, func(b bucket) int64 { return b.second }), bucket{second, v, 1})
+	g.buckets = expire(g.buckets, second, func(b bucket) int64 { return b.second })
+	g.buckets = append(g.buckets, bucket{second, v, 1})
 }
 
 // Means are the means of the readings in the last 0 s, 15 s, 1 m and 5 m
@@ -103,8 +104,8 @@ func (c *Counter) Add(t time.Duration, v float64) {
 		c.readings[n-1] = reading{t, v}
 		return
 	}
-	keep := expire(c.readings, int64(t/time.Second)-1, func(r reading) int64 { return int64(r.at / time.Second) })
-	c.readings = append(keep, reading{t, v})
+	c.readings = expire(c.readings, int64(t/time.Second)-1, func(r reading) int64 { return int64(r.at / time.Second) })
+	c.readings = append(c.readings, reading{t, v})
 }
 
 // Rates are the mean growths per second over Windows; the first is that

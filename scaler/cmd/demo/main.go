@@ -59,7 +59,7 @@ func run(o options) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a folder of ours in the temporary folder
+	defer os.RemoveAll(dir)
 
 	source, environment, err := o.source(ctx)
 	if err != nil || ctx.Err() != nil {
@@ -79,7 +79,7 @@ func run(o options) error {
 		return err
 	}
 	defer view.close()
-	view.live = term.IsTerminal(int(os.Stdout.Fd())) //nolint:gosec // a file descriptor
+	view.live = term.IsTerminal(int(os.Stdout.Fd()))
 	view.intro(os.Stdout)
 	err = watch(ctx, view, scaler, sidecar)
 	if view.live {
@@ -111,7 +111,7 @@ type readings struct{ title, library string }
 
 // source prefers the machine's own GPUs and takes the fake driver otherwise.
 func (o options) source(ctx context.Context) (readings, []string, error) {
-	probe := exec.CommandContext(ctx, filepath.Join(o.Bin, "nvmlsidecar"), "--once", "--interval", "100ms", "--log-level", "error") //nolint:gosec // our own binary
+	probe := exec.CommandContext(ctx, filepath.Join(o.Bin, "nvmlsidecar"), "--once", "--interval", "100ms", "--log-level", "error")
 	if probe.Run() == nil {
 		return readings{"this machine's GPUs, through NVML", "libnvidia-ml.so.1"}, nil, nil
 	}
@@ -141,7 +141,7 @@ func free(address string) string {
 			return address
 		}
 	}
-	defer l.Close() //nolint:errcheck // it never accepted anything
+	defer l.Close()
 	return l.Addr().String()
 }
 
@@ -155,7 +155,7 @@ type process struct {
 
 func start(name, dir string, environment []string, path string, args ...string) *process {
 	p := &process{name: name, log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
-	p.cmd = exec.Command(path, args...) //nolint:gosec // our own binaries
+	p.cmd = exec.Command(path, args...)
 	p.cmd.Env = append(os.Environ(), environment...)
 	// In a group of their own, so that Ctrl-C reaches us first and they are
 	// ended in order, and not without us.
@@ -200,7 +200,7 @@ func (p *process) failure() error {
 	}
 	text := ""
 	if file, err := os.Open(p.log); err == nil {
-		defer file.Close() //nolint:errcheck // only read
+		defer file.Close()
 		all, _ := io.ReadAll(io.LimitReader(file, 64<<10))
 		lines := strings.Split(strings.TrimSpace(string(all)), "\n")
 		text = strings.Join(lines[max(0, len(lines)-5):], "\n  ")

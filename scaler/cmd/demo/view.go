@@ -92,7 +92,7 @@ func (v *view) state(ctx context.Context) (*gpustatus.State, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer response.Body.Close() //nolint:errcheck // only read
+	defer response.Body.Close()
 	var s gpustatus.State
 	return &s, json.NewDecoder(response.Body).Decode(&s)
 }

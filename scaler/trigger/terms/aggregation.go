@@ -41,7 +41,7 @@ func Percentile(p int) (a Aggregation, ok bool) {
 // error says what is wrong with the name, which it quotes, and what is allowed.
 func ParseAggregation(name string) (Aggregation, error) {
 	if i := slices.Index(aggregationNames[:], name); i >= 0 {
-		return Aggregation(i), nil
+		return Aggregation(i), nil //nolint:gosec // few names
 	}
 	if len(name) == 3 && name[0] == 'p' && isDigit(name[1]) && isDigit(name[2]) {
 		if a, ok := Percentile(int(name[1]-'0')*10 + int(name[2]-'0')); ok {

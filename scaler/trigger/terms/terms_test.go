@@ -28,7 +28,7 @@ func TestAggregationNames(t *testing.T) {
 		assert.ErrorContains(t, err, "allowed are max, min, avg, sum, p50 to p99", name)
 	}
 	assert.Equal(t, "Aggregation(200)", Aggregation(200).String())
-	assert.Equal(t, Max, *new(Aggregation))
+	assert.Equal(t, Max, Aggregation(0))
 }
 
 func TestApply(t *testing.T) {
