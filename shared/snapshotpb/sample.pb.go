@@ -23,7 +23,9 @@
 //    whole message; so do a message over 256 KiB, more than 256 devices, an id
 //    twice, or a parent that is not in the message. The connection is closed.
 //  - A device belongs to the connection that reported it first, for as long as
-//    that connection lives and speaks.
+//    that connection lives and speaks. Then the next one that reports it takes
+//    over, with its history; a connection whose sample has the same `writer`
+//    also ends what its predecessor had and it has not.
 //  - Write at least every few seconds (once a second is usual): a writer that
 //    is silent for --stale-after (10s) counts as unheard.
 
@@ -51,9 +53,10 @@ type Sample struct {
 	// Name and version of the writing program, for logs.
 	Writer  string `protobuf:"bytes,1,opt,name=writer,proto3" json:"writer,omitempty"`
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// The writer's monotonic clock when the reading was taken, from any origin.
-	// Must not go back within a connection. Rates and ages come from its
-	// differences.
+	// The writer's monotonic clock when the reading was taken, from any origin
+	// (a real clock: counted ticks drift, and look like delay). Must not go back
+	// within a connection. Rates and ages come from its differences. Left out,
+	// the time of arrival counts.
 	Elapsed *durationpb.Duration `protobuf:"bytes,3,opt,name=elapsed,proto3" json:"elapsed,omitempty"`
 	// Why nothing could be read at all, or empty. Then there are no devices.
 	Error         string    `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
