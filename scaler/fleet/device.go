@@ -18,7 +18,9 @@ func (d *device) update(in *snapshot.Device, heard time.Time, t time.Duration) {
 	previous := d.public
 	d.public = public
 	if in.Error != "" {
-		public.failed = d.known(previous)
+		if previous != nil { // what it is known to have
+			public.means, public.failed = previous.means, previous.failed
+		}
 		d.lose(in.Error, heard)
 		return
 	}
@@ -84,6 +86,11 @@ func (d *device) count(in *snapshot.Device, t time.Duration) (pending map[string
 		}
 		c.Add(t, v)
 		rates, ok := c.Rates()
+		if ok && m.Check(rates[0]/m.Counter.PerUnitSecond) != nil {
+			// No device is that fast: the counter has begun anew, higher up.
+			*c, ok = window.Counter{}, false
+			c.Add(t, v)
+		}
 		if !ok {
 			if m.Counter.Complete {
 				pending[m.Name] = "a rate needs two readings"
@@ -106,29 +113,18 @@ func (d *device) count(in *snapshot.Device, t time.Duration) (pending map[string
 	return pending
 }
 
-// lose marks the device as unreadable since heard, for one reason.
+// lose marks the device as unreadable since heard, for one reason: so are all
+// metrics that it is known to have.
 func (d *device) lose(reason string, heard time.Time) {
 	public := *d.public
 	public.Error, public.Heard = reason, heard
-	public.failed = d.known(d.public)
-	for name := range public.failed {
+	public.failed = map[string]string{}
+	for name := range d.public.means {
+		public.failed[name] = reason
+	}
+	for name := range d.public.failed {
 		public.failed[name] = reason
 	}
 	public.means, public.Processes = nil, nil
 	d.public = &public
-}
-
-// known are the metrics that the device is known to have.
-func (d *device) known(previous *Device) map[string]string {
-	names := map[string]string{}
-	if previous == nil {
-		return names
-	}
-	for name := range previous.means {
-		names[name] = ""
-	}
-	for name := range previous.failed {
-		names[name] = ""
-	}
-	return names
 }

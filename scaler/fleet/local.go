@@ -16,12 +16,13 @@ import (
 
 const (
 	// maxSeries bounds the memory that writers can make the node take: a
-	// series holds up to 300 buckets of 24 bytes. 8 GPUs of 7 MIG instances
-	// have about 1,200.
+	// series holds 300 buckets of 24 bytes, some 12 KiB as slices grow. 8 GPUs
+	// of 7 MIG instances have about 1,200.
 	maxSeries = 8192
 	// forgetAfter is how long a device without a writer is remembered, so
-	// that what it blocks has a name and an age.
-	forgetAfter = 10 * time.Minute
+	// that what it blocks has a name and an age. A reader that is broken for a
+	// night is still missed in the morning.
+	forgetAfter = 24 * time.Hour
 )
 
 // Local merges the samples of this node's writers. Its methods may be called
@@ -46,6 +47,7 @@ type Local struct {
 // device is the mutable state behind a Device. Guarded by Local.mu.
 type device struct {
 	owner    *Source // nil when its connection is gone
+	left     string  // then the name of its writer
 	gauges   map[string]*window.Gauge
 	counters map[string]*window.Counter
 	public   *Device
@@ -62,6 +64,7 @@ type Source struct {
 	offset  time.Duration
 	elapsed time.Duration
 	started bool
+	merged  bool // has told its devices
 	writer  Writer
 }
 
@@ -116,7 +119,8 @@ func (s *Source) Apply(sample *snapshot.Sample, now time.Time) error {
 }
 
 // Close ends the connection. Its devices stay, and grow old, until another
-// connection reports them or forgetAfter.
+// connection reports them, or one of the same writer's name reports only
+// others, or forgetAfter.
 func (s *Source) Close(now time.Time) {
 	l := s.local
 	l.mu.Lock()
@@ -126,7 +130,7 @@ func (s *Source) Close(now time.Time) {
 	}
 	for _, d := range l.devices {
 		if d.owner == s {
-			d.owner = nil
+			d.owner, d.left = nil, s.writer.Name
 		}
 	}
 	l.writers = slices.DeleteFunc(l.writers, func(w *Source) bool { return w == s })
@@ -182,7 +186,7 @@ func (s *Source) fail(reason string, heard time.Time) {
 	for _, d := range s.local.devices {
 		if d.owner == s {
 			d.lose(reason, heard)
-			s.local.leftOut++
+			s.local.leftOut += d.public.leftOut()
 		}
 	}
 }
@@ -203,15 +207,20 @@ func (s *Source) merge(sample *snapshot.Sample, heard time.Time) {
 		d.owner = s
 		d.update(in, heard, heard.Sub(l.start))
 		l.series += len(d.gauges) + len(d.counters)
-		l.leftOut += uint64(len(d.public.failed))
+		l.leftOut += d.public.leftOut()
 		l.report(d, before, d.public)
 	}
 	for id, d := range l.devices {
-		if d.owner == s && !reported[id] {
+		// A message is complete. What a writer no longer reports is gone, and so
+		// is what its predecessor left behind: a reader that was restarted
+		// because the devices changed must not leave the old ones to go stale.
+		heir := !s.merged && d.owner == nil && d.left != "" && d.left == sample.Writer
+		if (d.owner == s || heir) && !reported[id] {
 			l.log.Info("device gone", "device", d.public.String(), "id", id)
 			l.drop(id)
 		}
 	}
+	s.merged = true
 }
 
 func (l *Local) drop(id string) {

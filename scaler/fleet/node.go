@@ -24,8 +24,9 @@ type Node struct {
 	// Heard is when the newest sample of any writer was taken; zero when none
 	// ever came.
 	Heard time.Time
-	// LeftOut counts the readings that could not be used since the start:
-	// failed getters and lost devices, one for each metric and sample.
+	// LeftOut counts the readings that were missing since the start: one for
+	// each sample and metric that a device is known to have and that could not
+	// be read, and one for a device of which nothing is known.
 	LeftOut uint64
 }
 
@@ -79,16 +80,35 @@ func (d *Device) Failure(metric string) (reason string, failed bool) {
 	return d.Error, d.Error != ""
 }
 
-// Supports says whether the device has the metric, readable now or not. A
-// device that could never be read may have any.
-func (d *Device) Supports(metric string) bool {
+// FullName is the product name as NVML says it, of an instance with its
+// profile: "NVIDIA H200 MIG 1g.18gb".
+func (d *Device) FullName() string {
+	if d.Parent == "" || d.Profile == "" {
+		return d.Model
+	}
+	return d.Model + " MIG " + d.Profile
+}
+
+// leftOut is how many readings the device's last sample lacks.
+func (d *Device) leftOut() uint64 {
+	if d.Error != "" && len(d.failed) == 0 {
+		return 1
+	}
+	return uint64(len(d.failed))
+}
+
+// Has says whether the device is known to have the metric, readable now or not.
+func (d *Device) Has(metric string) bool {
 	if _, ok := d.means[metric]; ok {
 		return true
 	}
-	if _, ok := d.failed[metric]; ok {
-		return true
-	}
-	return d.Error != "" && len(d.failed) == 0
+	_, ok := d.failed[metric]
+	return ok
+}
+
+// MayHave is Has, or that the device could never be read and may have any.
+func (d *Device) MayHave(metric string) bool {
+	return d.Has(metric) || (d.Error != "" && len(d.failed) == 0)
 }
 
 // String names the device as people know it: "GPU 3" or "GPU 3 MIG 1g.18gb/7".
@@ -103,39 +123,44 @@ func (d *Device) String() string {
 	return name
 }
 
-// Ready says why the node's data cannot be used at now, or nil: nothing heard
-// yet, every writer silent for staleAfter, or no device readable.
+// Ready says why none of the node's data can be used at now, or nil: nothing
+// heard yet, every reader silent for staleAfter, or no device readable. One
+// device that is fresh suffices: what the others are missed for, each answer
+// says itself.
 func (n *Node) Ready(now time.Time, staleAfter time.Duration) error {
 	if n.Heard.IsZero() {
 		return fmt.Errorf("node %s: nothing heard yet from any reader", n.Name)
 	}
-	readable := false
 	for _, d := range n.Devices {
-		if age := now.Sub(d.Heard); age > staleAfter {
-			return fmt.Errorf("node %s: %s: nothing heard for %s", n.Name, d, Age(age))
+		if d.Error == "" && now.Sub(d.Heard) <= staleAfter {
+			return nil
 		}
-		readable = readable || d.Error == ""
 	}
-	switch {
-	case readable:
-		return nil
-	case len(n.Devices) > 0:
-		return fmt.Errorf("node %s: %s: %s", n.Name, n.Devices[0], n.Devices[0].Error)
-	case now.Sub(n.Heard) > staleAfter:
-		return fmt.Errorf("node %s: nothing heard for %s", n.Name, Age(now.Sub(n.Heard)))
+	if age := now.Sub(n.Heard); age > staleAfter {
+		return fmt.Errorf("node %s: nothing heard for %s", n.Name, Age(age))
+	}
+	for _, d := range n.Devices {
+		if d.Error != "" {
+			return fmt.Errorf("node %s: %s: %s", n.Name, d, d.Error)
+		}
 	}
 	for _, w := range n.Writers {
 		if w.Error != "" {
 			return fmt.Errorf("node %s: %s: %s", n.Name, w.Name, w.Error)
 		}
 	}
-	return fmt.Errorf("node %s: no devices", n.Name)
+	if len(n.Devices) == 0 {
+		return fmt.Errorf("node %s: no devices", n.Name)
+	}
+	return fmt.Errorf("node %s: %s: nothing heard for %s", n.Name, n.Devices[0], Age(now.Sub(n.Devices[0].Heard)))
 }
 
-// Age rounds an age for people: tenths of a second, or seconds from ten on.
+// Age rounds an age for people, up, so that it never reads as less than a
+// limit it exceeds: to tenths of a second, or to seconds from a minute on.
 func Age(d time.Duration) time.Duration {
-	if d < 10*time.Second {
-		return d.Round(100 * time.Millisecond)
+	unit := 100 * time.Millisecond
+	if d >= time.Minute {
+		unit = time.Second
 	}
-	return d.Round(time.Second)
+	return (d + unit - 1).Truncate(unit)
 }

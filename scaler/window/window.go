@@ -3,7 +3,8 @@
 // since an origin of the caller's choice, and must not go back.
 //
 // Readings are folded into buckets of one second, so that memory is bounded
-// whatever the rate: a series holds at most Longest seconds.
+// whatever the rate: a series holds at most Longest seconds. A mean is that of
+// the readings, each counting alike; a reader therefore reads evenly.
 package window
 
 import (
@@ -45,8 +46,11 @@ func (g *Gauge) Add(t time.Duration, v float64) {
 		g.buckets[n-1].n++
 		return
 	}
-	g.buckets = expire(g.buckets, second, func(b bucket) int64 { return b.second })
-	g.buckets = append(g.buckets, bucket{second, v, 1})
+	old := 0
+	for old < len(g.buckets) && g.buckets[old].second <= second-int64(Longest/time.Second) {
+		old++
+	}
+	g.buckets = append(g.buckets[old:], bucket{second, v, 1})
 }
 
 // Means are the means of the readings in the last 0 s, 15 s, 1 m and 5 m
@@ -85,7 +89,8 @@ type reading struct {
 }
 
 // Add takes a reading at time t. A counter that went back has been reset: what
-// was known of it is forgotten, because no rate spans a reset.
+// was known of it is forgotten, because no rate spans a reset. Nor does one
+// span a silence longer than all windows.
 func (c *Counter) Add(t time.Duration, v float64) {
 	n := len(c.readings)
 	switch {
@@ -94,7 +99,7 @@ func (c *Counter) Add(t time.Duration, v float64) {
 		return
 	case t <= c.readings[n-1].at:
 		return
-	case v < c.readings[n-1].value:
+	case v < c.readings[n-1].value, t-c.readings[n-1].at >= Longest:
 		c.readings = append(c.readings[:0], reading{t, v})
 		c.previous = reading{}
 		return
@@ -104,8 +109,12 @@ func (c *Counter) Add(t time.Duration, v float64) {
 		c.readings[n-1] = reading{t, v}
 		return
 	}
-	c.readings = expire(c.readings, int64(t/time.Second)-1, func(r reading) int64 { return int64(r.at / time.Second) })
-	c.readings = append(c.readings, reading{t, v})
+	// The last reading that is as old as the longest window is where it begins.
+	old := 0
+	for old+1 < n && c.readings[old+1].at <= t-Longest {
+		old++
+	}
+	c.readings = append(c.readings[old:], reading{t, v})
 }
 
 // Rates are the mean growths per second over Windows; the first is that
@@ -131,17 +140,4 @@ func (c *Counter) Rates() (m Means, ok bool) {
 		m[w] = (last.value - start.value) / (last.at - start.at).Seconds()
 	}
 	return m, true
-}
-
-// expire drops what is Longest or more before the second. It moves the rest to
-// the front now and then instead of allocating anew.
-func expire[T any](s []T, second int64, of func(T) int64) []T {
-	i := 0
-	for i < len(s) && of(s[i]) <= second-int64(Longest/time.Second) {
-		i++
-	}
-	if i == 0 {
-		return s
-	}
-	return append(s[:0], s[i:]...)
 }
