@@ -12,6 +12,7 @@ import (
 
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/trigger"
+	"gpuscaler/scaler/trigger/terms"
 	"gpuscaler/shared/snapshot"
 )
 
@@ -78,7 +79,7 @@ func Active(t *trigger.Trigger, n *fleet.Node, now time.Time, staleAfter time.Du
 // Evaluate decides for a trigger on what is known of the node at now. Data
 // older than staleAfter is no data. Errors are of type *Error.
 func Evaluate(t *trigger.Trigger, n *fleet.Node, now time.Time, staleAfter time.Duration) (Decision, error) {
-	if err := checkScope(t.Scope); err != nil {
+	if err := checkScope(t); err != nil {
 		return Decision{}, err
 	}
 	if n.Heard.IsZero() {
@@ -103,21 +104,25 @@ func Evaluate(t *trigger.Trigger, n *fleet.Node, now time.Time, staleAfter time.
 	return d, nil
 }
 
-func checkScope(s trigger.Scope) error {
-	switch s {
-	case trigger.ScopeWorkload:
+// checkScope refuses what cannot be answered from one node. A wider scope is
+// not approximated: it would be one arbitrary node's answer.
+func checkScope(t *trigger.Trigger) error {
+	switch {
+	case t.Scope == trigger.ScopeWorkload:
 		return fail(Impossible, "scope: workload needs the Kubernetes API, which this scaler has no access to; use scope: node")
-	case trigger.ScopeCluster:
+	case t.Scope == trigger.ScopeCluster:
 		return fail(Impossible, "scope: cluster needs the other nodes, and this scaler knows only its own; use scope: node")
+	case t.PodSelector != "":
+		return fail(Impossible, "podSelector: needs the Kubernetes API, which this scaler has no access to; leave it out to scale on the node's GPUs")
 	}
 	return nil
 }
 
 // inScope are the devices that gpuIndex and gpuModel leave, in node order.
 func inScope(t *trigger.Trigger, n *fleet.Node) ([]*fleet.Device, error) {
-	devices := n.Devices
+	devices := reporting(n.Devices, t.Metric.Name)
 	if t.GPUIndex >= 0 {
-		gpus := physical(n.Devices, t.Metric.Name)
+		gpus := filter(devices, func(d *fleet.Device) bool { return d.Parent == "" })
 		if t.GPUIndex >= len(gpus) && len(n.Devices) > 0 {
 			return nil, fail(Invalid, "gpuIndex: %d is beyond the GPUs of node %s; it has %s", t.GPUIndex, n.Name, count(gpus))
 		}
@@ -128,38 +133,48 @@ func inScope(t *trigger.Trigger, n *fleet.Node) ([]*fleet.Device, error) {
 	}
 	if t.GPUModel != "" && len(devices) > 0 {
 		like := filter(devices, func(d *fleet.Device) bool {
-			return strings.Contains(strings.ToLower(d.Model), strings.ToLower(t.GPUModel))
+			return strings.Contains(strings.ToLower(d.FullName()), strings.ToLower(t.GPUModel))
 		})
 		if len(like) == 0 {
 			return nil, fail(Impossible, "gpuModel: no GPU in scope on node %s has %q in its name; there are %s",
-				n.Name, t.GPUModel, list(devices, func(d *fleet.Device) string { return d.Model }))
+				n.Name, t.GPUModel, list(devices, (*fleet.Device).FullName))
 		}
 		devices = like
 	}
 	return finest(devices, t.Metric.Name), nil
 }
 
-// physical are the devices that gpuIndex counts: those of the vendors that
-// have the metric at all. For NVIDIA's GPUs alone it is NVML's index.
-func physical(devices []*fleet.Device, metric string) []*fleet.Device {
+// reporting are the devices of the vendors that are known to have the metric,
+// or all when none is: what another vendor's device does, or that it is lost,
+// is no concern of this metric, and gpuIndex does not count it.
+func reporting(devices []*fleet.Device, metric string) []*fleet.Device {
+	if len(devices) == 0 || devices[0].Vendor == devices[len(devices)-1].Vendor {
+		return devices // node order is by vendor: there is only one
+	}
 	var vendors []string
 	for _, d := range devices {
-		if d.Supports(metric) && !slices.Contains(vendors, d.Vendor) {
+		if d.Has(metric) && !slices.Contains(vendors, d.Vendor) {
 			vendors = append(vendors, d.Vendor)
 		}
 	}
-	return filter(devices, func(d *fleet.Device) bool {
-		return d.Parent == "" && (len(vendors) == 0 || slices.Contains(vendors, d.Vendor))
-	})
+	if len(vendors) == 0 {
+		return devices
+	}
+	return filter(devices, func(d *fleet.Device) bool { return slices.Contains(vendors, d.Vendor) })
 }
 
 // finest takes the instances in the place of a partitioned GPU where they have
 // the metric (memory, activity), and the GPU where they have not (temperature,
-// power), so that nothing counts twice.
+// power), so that nothing counts twice. An instance that could never be read
+// may have it, unless its GPU has.
 func finest(devices []*fleet.Device, metric string) []*fleet.Device {
 	split := map[string]bool{}
 	for _, d := range devices {
-		if d.Parent != "" && d.Supports(metric) {
+		if d.Parent == "" || !d.MayHave(metric) {
+			continue
+		}
+		gpuHas := func(gpu *fleet.Device) bool { return gpu.ID == d.Parent && gpu.Has(metric) }
+		if d.Has(metric) || !slices.ContainsFunc(devices, gpuHas) {
 			split[d.Parent] = true
 		}
 	}
@@ -179,7 +194,7 @@ func finest(devices []*fleet.Device, metric string) []*fleet.Device {
 func read(t *trigger.Trigger, n *fleet.Node, devices []*fleet.Device, now time.Time, staleAfter time.Duration) (Decision, error) {
 	d := Decision{Used: make([]Reading, 0, len(devices))}
 	for _, device := range devices {
-		if age := now.Sub(device.Heard); age > staleAfter && device.Supports(t.Metric.Name) {
+		if age := now.Sub(device.Heard); age > staleAfter && device.MayHave(t.Metric.Name) {
 			return Decision{}, fail(Unavailable, "node %s: %s: nothing heard for %s, more than %s", n.Name, device, fleet.Age(age), staleAfter)
 		}
 		if v, ok := device.Value(t.Metric.Name, t.Window); ok {
@@ -194,9 +209,13 @@ func read(t *trigger.Trigger, n *fleet.Node, devices []*fleet.Device, now time.T
 // missing says why no device in scope has a value.
 func missing(t *trigger.Trigger, n *fleet.Node, devices []*fleet.Device, left []LeftOut, now time.Time, staleAfter time.Duration) error {
 	if len(left) > 0 {
-		reasons := make([]string, len(left))
-		for i, l := range left {
-			reasons[i] = fmt.Sprintf("%s: %s", l.Device, l.Reason)
+		const most = 16 // a message has to fit a status, an event and a log line
+		var reasons []string
+		for _, l := range left[:min(len(left), most)] {
+			reasons = append(reasons, fmt.Sprintf("%s: %s", l.Device, l.Reason))
+		}
+		if len(left) > most {
+			reasons = append(reasons, fmt.Sprintf("and %d more", len(left)-most))
 		}
 		return fail(Unavailable, "node %s: %s cannot be read: %s", n.Name, t.Metric.Name, strings.Join(reasons, "; "))
 	}
@@ -251,7 +270,7 @@ func list(devices []*fleet.Device, of func(*fleet.Device) string) string {
 			all = append(all, s)
 		}
 	}
-	return strings.Join(all, ", ")
+	return terms.List(all)
 }
 
 // metrics are those that some of the devices have, built-in ones first.
@@ -270,7 +289,7 @@ func metrics(devices []*fleet.Device) string {
 	slices.SortFunc(names, func(a, b string) int {
 		return cmp.Or(cmp.Compare(rank(order, a), rank(order, b)), strings.Compare(a, b))
 	})
-	return cmp.Or(strings.Join(names, ", "), "none")
+	return cmp.Or(terms.List(names), "none")
 }
 
 func rank(order []string, name string) int {
