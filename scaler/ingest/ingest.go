@@ -26,9 +26,14 @@ import (
 )
 
 // maxConnections bounds the writers connected at once. Beyond it the one that
-// has been quiet for longest gives way, so that idle connections cannot keep a
-// good writer out.
+// has been quiet for longest gives way, and first of all the oldest of those
+// that never spoke, so that idle connections cannot keep a good writer out.
 const maxConnections = 16
+
+// pace is the least time between two samples taken from one connection. A
+// writer that is faster is read more slowly, so that it cannot keep the node
+// busy; a hundred a second are ten times what the sidecar can be set to.
+const pace = 10 * time.Millisecond
 
 // Sink takes the samples of one connection, one at a time.
 type Sink interface {
@@ -62,7 +67,16 @@ type Listener struct {
 
 type connection struct {
 	*net.UnixConn
+	since time.Time
+	log   *slog.Logger
 	spoke time.Time // when the last good sample came; guarded by Listener.mu
+}
+
+func (c *connection) quieter(than *connection) bool {
+	if order := c.spoke.Compare(than.spoke); order != 0 {
+		return order < 0
+	}
+	return c.since.Before(than.since)
 }
 
 // Listen opens the socket, with mode 0660 from its first moment.
@@ -99,7 +113,15 @@ func clear(path string) error {
 		_ = c.Close()
 		return fmt.Errorf("--nvml-socket: another process listens on %s", path)
 	}
-	return os.Remove(path)
+	// Only a refusal says that nobody is there: a listener may be too busy to
+	// answer, of another type, or not ours to connect to.
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("--nvml-socket: whether another process listens cannot be told: %w", err)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("--nvml-socket: %w", err)
+	}
+	return nil
 }
 
 // Run accepts writers until ctx is done, then closes all connections, removes
@@ -110,6 +132,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	var readers sync.WaitGroup
 	defer readers.Wait()
 	defer l.closeAll()
+	defer l.listener.Close()
 	for {
 		conn, err := l.listener.AcceptUnix()
 		if ctx.Err() != nil {
@@ -126,20 +149,25 @@ func (l *Listener) Run(ctx context.Context) error {
 			}
 			return fmt.Errorf("accepting writers: %w", err)
 		}
-		c := &connection{UnixConn: conn}
+		c := &connection{UnixConn: conn, since: time.Now()}
+		if !l.authorize(c) {
+			_ = c.Close()
+			continue
+		}
 		l.admit(c)
 		readers.Go(func() { l.serve(c) })
 	}
 }
 
-// admit registers a connection and closes the quietest one if there are too many.
+// admit registers a connection and closes the quietest one if there are too
+// many.
 func (l *Listener) admit(c *connection) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.conns) >= maxConnections {
 		var quietest *connection
 		for other := range l.conns {
-			if quietest == nil || other.spoke.Before(quietest.spoke) {
+			if quietest == nil || other.quieter(quietest) {
 				quietest = other
 			}
 		}
@@ -165,35 +193,41 @@ func (l *Listener) remove(c *connection) {
 	delete(l.conns, c)
 }
 
+// authorize says whether the user who connected may write. It is asked before
+// the connection can take the place of another.
+func (l *Listener) authorize(c *connection) bool {
+	cred, err := credentials(c.UnixConn)
+	if err != nil {
+		l.Log.Warn("writer refused: its credentials cannot be read", "error", err)
+		return false
+	}
+	c.log = l.Log.With("uid", cred.Uid, "gid", cred.Gid, "pid", cred.Pid)
+	if l.UID >= 0 && cred.Uid != uint32(l.UID) { //nolint:gosec // not negative
+		c.log.Warn("writer refused: wrong uid", "allowed", l.UID)
+		return false
+	}
+	c.log.Debug("writer connected")
+	return true
+}
+
 // serve reads one connection to its end.
 func (l *Listener) serve(c *connection) {
 	defer l.remove(c)
-	log := l.Log
-	cred, err := credentials(c.UnixConn)
-	if err != nil {
-		log.Warn("writer refused: its credentials cannot be read", "error", err)
-		return
-	}
-	log = log.With("uid", cred.Uid, "gid", cred.Gid, "pid", cred.Pid)
-	if l.UID >= 0 && cred.Uid != uint32(l.UID) { //nolint:gosec // not negative
-		log.Warn("writer refused: wrong uid", "allowed", l.UID)
-		return
-	}
-	log.Debug("writer connected")
 	_ = c.CloseWrite() // nobody will ever answer
 	sink := l.Connect()
 	defer func() { sink.Close(time.Now()) }()
-	err = l.read(c, sink)
+	err := l.read(c, sink)
 	switch {
-	case err == nil || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.ECONNRESET):
-		log.Debug("writer disconnected")
+	case errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.ECONNRESET):
+		c.log.Debug("writer disconnected")
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		log.Warn("writer dropped: no whole message in time", "timeout", l.FrameTimeout)
+		c.log.Warn("writer dropped: no whole message in time", "timeout", l.FrameTimeout)
 	default:
-		log.Warn("writer dropped", "error", err)
+		c.log.Warn("writer dropped", "error", err)
 	}
 }
 
+// read hands samples on until the connection ends; the error is never nil.
 func (l *Listener) read(c *connection, sink Sink) error {
 	in := bufio.NewReaderSize(c, 16<<10)
 	for {
@@ -211,6 +245,7 @@ func (l *Listener) read(c *connection, sink Sink) error {
 		l.mu.Lock()
 		c.spoke = now
 		l.mu.Unlock()
+		time.Sleep(pace)
 	}
 }
 
@@ -224,7 +259,7 @@ func credentials(c *net.UnixConn) (*unix.Ucred, error) {
 	var cred *unix.Ucred
 	var credErr error
 	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) //nolint:gosec // a file descriptor
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil {
 		return nil, err
 	}
