@@ -46,60 +46,66 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	parts, ctx := errgroup.WithContext(ctx)
-	if err := c.source(ctx, parts, node, log); err != nil {
-		return err
-	}
-	parts.Go(func() error { return store.Run(ctx) })
-
 	ready := func(now time.Time) error { return node.Node().Ready(now, c.StaleAfter) }
-	listener, err := net.Listen("tcp", c.Listen)
+	service := externalscaler.NewService(node, store, c.StaleAfter, log)
+
+	// Everything that may be refused comes before the first part runs.
+	keda, err := net.Listen("tcp", c.Listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
-	service := externalscaler.NewService(node, store, c.StaleAfter, log)
-	server := externalscaler.NewServer(service, ready, log)
-	parts.Go(func() error { return server.Run(ctx, listener) })
-
+	run := []func(context.Context) error{
+		store.Run,
+		func(ctx context.Context) error { return externalscaler.NewServer(service, ready, log).Run(ctx, keda) },
+	}
 	httpAddress := ""
 	if c.HTTP != "" {
-		listener, err := net.Listen("tcp", c.HTTP)
+		web, err := net.Listen("tcp", c.HTTP)
 		if err != nil {
 			return fmt.Errorf("--http: %w", err)
 		}
-		httpAddress = listener.Addr().String()
-		parts.Go(func() error { return status.Run(ctx, listener, status.Handler(node.Node, ready), log) })
+		httpAddress = web.Addr().String()
+		run = append(run, func(ctx context.Context) error {
+			return status.Run(ctx, web, status.Handler(node.Node, ready), log)
+		})
 	}
-	log.Info("serving", "version", version, "node", c.NodeName,
-		"listen", listener.Addr().String(), "http", httpAddress, "tls", false)
+	source, err := c.source(node, log)
+	if err != nil {
+		return err
+	}
+	run = append(run, source)
+
+	parts, ctx := errgroup.WithContext(ctx)
+	for _, part := range run {
+		parts.Go(func() error { return part(ctx) })
+	}
+	log.Info("serving", "version", version, "node", c.NodeName, "listen", keda.Addr().String(), "http", httpAddress, "tls", false)
 	err = parts.Wait()
 	log.Info("stopped", "error", err)
 	return err
 }
 
-// source starts what the readings come from.
-func (c *serveCommand) source(ctx context.Context, parts *errgroup.Group, node *fleet.Local, log *slog.Logger) error {
+// source is the part that the readings come from.
+func (c *serveCommand) source(node *fleet.Local, log *slog.Logger) (func(context.Context) error, error) {
 	if c.Replay != "" {
 		f, err := fixture.Load(c.Replay)
 		if err != nil {
-			return fmt.Errorf("--replay: %w", err)
+			return nil, fmt.Errorf("--replay: %w", err)
 		}
 		log.Info("replaying", "file", c.Replay, "samples", len(f.Samples), "period", f.Period())
-		parts.Go(func() error { return replay.Run(ctx, f, node.Connect()) })
-		return nil
+		return func(ctx context.Context) error { return replay.Run(ctx, f, node.Connect()) }, nil
 	}
 	if c.NVMLSocket == "" {
 		log.Warn("no --nvml-socket and no --replay: this scaler has no data and will answer Unavailable")
-		return nil
+		return func(context.Context) error { return nil }, nil
 	}
 	l, err := ingest.Listen(ingest.Options{
 		Path: c.NVMLSocket, UID: c.NVMLUID, FrameTimeout: c.StaleAfter, Log: log,
 		Connect: func() ingest.Sink { return node.Connect() },
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	log.Info("listening for readers", "socket", c.NVMLSocket, "uid", c.NVMLUID)
-	parts.Go(func() error { return l.Run(ctx) })
-	return nil
+	return l.Run, nil
 }

@@ -2,6 +2,7 @@ package externalscaler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -69,7 +70,8 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		s.watch(ctx)
 		s.shutdown()
 	}()
-	if err := s.grpc.Serve(l); err != nil {
+	// ErrServerStopped: ctx was done before serving began.
+	if err := s.grpc.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serving gRPC: %w", err)
 	}
 	<-done

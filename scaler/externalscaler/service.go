@@ -115,11 +115,14 @@ func (s *Service) refuse(ref *pb.ScaledObjectRef, err error) error {
 	case errors.As(err, &bad):
 		code = codes.InvalidArgument
 	case errors.As(err, &none):
-		code = map[evaluate.Kind]codes.Code{
-			evaluate.Invalid:     codes.InvalidArgument,
-			evaluate.Unavailable: codes.Unavailable,
-			evaluate.Impossible:  codes.FailedPrecondition,
-		}[none.Kind]
+		switch none.Kind {
+		case evaluate.Invalid:
+			code = codes.InvalidArgument
+		case evaluate.Unavailable:
+			code = codes.Unavailable
+		case evaluate.Impossible:
+			code = codes.FailedPrecondition
+		}
 	}
 	s.log.Debug("refused", "namespace", ref.GetNamespace(), "name", ref.GetName(), "code", code, "reason", err)
 	return status.Error(code, err.Error())

@@ -15,21 +15,19 @@ import (
 // each heartbeat, because KEDA drops some. While data is missing it sends
 // nothing. It ends cleanly when the server stops or the stream is old.
 func (s *Service) StreamIsActive(ref *pb.ScaledObjectRef, stream grpc.ServerStreamingServer[pb.IsActiveResponse]) error {
-	sent, last := false, false
-	var heartbeat *time.Ticker
-	defer func() {
-		if heartbeat != nil {
-			heartbeat.Stop()
-		}
-	}()
+	t, err := s.trigger(ref)
+	if err != nil {
+		return err
+	}
+	heartbeat := time.NewTicker(t.PollInterval)
+	defer heartbeat.Stop()
 	old := time.NewTimer(lifetime())
 	defer old.Stop()
-	beat := false
+	sent, last, beat := false, false, false
 	for {
 		// Taken before the data, so that no change is missed in between.
 		updated, changed := s.nodes.Updated(), s.profiles.Changed()
-		t, err := s.trigger(ref)
-		if err != nil {
+		if t, err = s.trigger(ref); err != nil { // a profile may have changed
 			return err
 		}
 		active, err := evaluate.Active(&t, s.nodes.Node(), time.Now(), s.staleAfter)
@@ -39,14 +37,10 @@ func (s *Service) StreamIsActive(ref *pb.ScaledObjectRef, stream grpc.ServerStre
 			}
 			sent, last = true, active
 		}
-		if heartbeat == nil {
-			heartbeat = time.NewTicker(t.PollInterval)
-		}
 		beat = false
 		select {
 		case <-updated:
 		case <-changed:
-			heartbeat.Reset(t.PollInterval)
 		case <-heartbeat.C:
 			beat = true
 		case <-stream.Context().Done():

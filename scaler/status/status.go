@@ -110,7 +110,8 @@ func label(span time.Duration) string {
 	return fmt.Sprintf("%ds", span/time.Second)
 }
 
-// Run serves h on l until ctx is done. It closes l.
+// Run serves h on l until ctx is done, and then lets requests finish for a
+// second. It closes l.
 func Run(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	server := &http.Server{
 		Handler:           h,
@@ -120,14 +121,19 @@ func Run(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) 
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
 		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		_ = server.Shutdown(late)
+		if server.Shutdown(late) != nil {
+			_ = server.Close()
+		}
 	})
 	defer stop()
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving HTTP: %w", err)
 	}
+	<-done // Serve returns when Shutdown begins
 	return nil
 }
