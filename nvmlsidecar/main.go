@@ -35,7 +35,7 @@ type command struct {
 	NVMLLibrary string           `name:"nvml-library" placeholder:"PATH" help:"The driver's library. Default: libnvidia-ml.so.1, as the dynamic linker finds it."`
 	Record      string           `placeholder:"FILE" help:"Write the readings to this file as a fixture."`
 	Once        bool             `help:"Print one reading as JSON and exit. Takes one interval, because rates need two."`
-	HangTimeout time.Duration    `default:"30s" help:"Exit when a call into the driver takes longer, so that the process is restarted."`
+	HangTimeout time.Duration    `default:"30s" help:"Exit when a call into the driver takes longer, so that the process is restarted; 1s at least."`
 	LogFormat   string           `enum:"text,json" default:"text" help:"How log lines look: ${enum}."`
 	LogLevel    string           `enum:"debug,info,warn,error" default:"info" help:"The least level logged: ${enum}."`
 	Version     kong.VersionFlag `env:"-" help:"Print the version and exit."`
@@ -66,13 +66,21 @@ func run(args []string) int {
 	return 0
 }
 
-func (c *command) run(ctx context.Context) error {
+// Validate is called by kong.
+func (c *command) Validate() error {
 	if c.Interval < 100*time.Millisecond || c.Interval > time.Minute {
 		return fmt.Errorf("--interval: %v is outside 100ms to 1m", c.Interval)
 	}
-	if c.HangTimeout < c.Interval {
-		return fmt.Errorf("--hang-timeout: %v is shorter than --interval %v", c.HangTimeout, c.Interval)
+	if c.HangTimeout < time.Second {
+		return fmt.Errorf("--hang-timeout: %v is less than 1s", c.HangTimeout)
 	}
+	if c.Socket == "" && c.Record == "" && !c.Once {
+		return errors.New("--socket and --record are both empty, there is nothing to do")
+	}
+	return nil
+}
+
+func (c *command) run(ctx context.Context) error {
 	driver := nvml.New(c.NVMLLibrary, c.logger())
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -119,9 +127,6 @@ func (c *command) consumers(ctx context.Context, done func(), driver *nvml.Drive
 		}
 		all = append(all, second(record))
 	}
-	if len(all) == 0 {
-		return nil, errors.New("--socket and --record are both empty, there is nothing to do")
-	}
 	return all, nil
 }
 
@@ -158,6 +163,9 @@ func (c *command) recorder(driver *nvml.Driver) (func(*snapshot.Sample) error, e
 	}
 	var w *fixture.Writer
 	return func(s *snapshot.Sample) error {
+		if len(s.Devices) == 0 {
+			return nil // the header is for when the driver is there to be asked
+		}
 		if w == nil {
 			kernel, library := driver.Versions()
 			var err error

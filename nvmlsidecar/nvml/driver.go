@@ -15,9 +15,11 @@
 package nvml
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -47,8 +49,9 @@ const (
 // restarted to find the new one.
 var ErrOutdated = errors.New("the NVML library does not fit the kernel driver (LIB_RM_VERSION_MISMATCH): the driver was upgraded; a restart loads the new library")
 
-// Driver reads NVML. Read and Close must not be called concurrently; Busy may
-// be called at any time, and ReadSlow runs beside Read.
+// Driver reads NVML. Read must not be called concurrently; Busy may be called
+// at any time, and ReadSlow runs beside Read. There is no Close: a call that
+// hangs could not be waited for, so NVML is left to the end of the process.
 type Driver struct {
 	lib nvml.Interface
 	log *slog.Logger
@@ -59,17 +62,29 @@ type Driver struct {
 	opened bool
 	gpus   []*gpu
 
-	slowSymbol bool // the driver has nvmlDeviceGetPcieThroughput
+	slowSymbol bool          // the driver has nvmlDeviceGetPcieThroughput
+	reopened   chan struct{} // there are new handles for ReadSlow
+	kernel     string        // version of the driver
+	library    string        // version of NVML
 
-	symbols    map[string]bool
-	known      map[int]identity // the last identity seen at each index
-	tried      time.Time        // the last attempt to open
-	mismatched time.Time        // since when the library has not fitted
-	trouble    string           // why the driver has to be reopened, or ""
+	symbols    map[string]bool              // looked up so far: a process has one NVML for good
+	kept       map[string]*kept             // by device id
+	known      map[int]identity             // the last identity seen at each index
+	instances  map[string][]snapshot.Device // as last read, by their GPU's id
+	tried      time.Time                    // the last attempt to open
+	mismatched time.Time                    // since when the library has not fitted
+	trouble    string                       // why the driver has to be reopened, or ""
+	logged     string                       // the trouble that was logged last
 	topology   []string
 
-	readBusy, slowBusy atomic.Int64 // start of the call in progress, unix ns, or 0
+	readBusy, slowBusy atomic.Int64 // start of the call in progress, as clock has it, or 0
 }
+
+// begun makes clock monotonic: setting the node's time must not look like a
+// call that hangs.
+var begun = time.Now()
+
+func clock(now time.Time) int64 { return int64(now.Sub(begun)) }
 
 // identity is what a device is called.
 type identity struct{ uuid, model string }
@@ -81,7 +96,11 @@ func New(library string, log *slog.Logger) *Driver {
 	if library != "" {
 		options = append(options, nvml.WithLibraryPath(library))
 	}
-	return &Driver{lib: nvml.New(options...), log: log, known: map[int]identity{}}
+	return &Driver{
+		lib: nvml.New(options...), log: log, reopened: make(chan struct{}, 1),
+		symbols: map[string]bool{}, kept: map[string]*kept{}, known: map[int]identity{},
+		instances: map[string][]snapshot.Device{},
+	}
 }
 
 // Read takes one sample of all devices. What cannot be read is said in the
@@ -90,40 +109,38 @@ func New(library string, log *slog.Logger) *Driver {
 func (d *Driver) Read(now time.Time) (*snapshot.Sample, error) {
 	defer d.readBusy.Store(0)
 	d.busy()
-	s := &snapshot.Sample{}
 	if err := d.ready(now); err != nil {
 		if errors.Is(err, ErrOutdated) {
 			return nil, err
 		}
-		s.Error = err.Error()
-		return s, nil
+		return &snapshot.Sample{Elapsed: time.Since(begun), Error: err.Error()}, nil
 	}
 	d.open.RLock()
 	defer d.open.RUnlock()
+	// Not earlier: to open a driver can take far longer than to read it.
+	opened := time.Now()
+	s := &snapshot.Sample{Elapsed: opened.Sub(begun)}
 	for _, g := range d.gpus {
 		d.busy()
 		s.Devices = append(s.Devices, d.readGPU(g, now)...)
 	}
+	if took := time.Since(opened); took > fresh {
+		// What was read first is as old as that.
+		reason := fmt.Sprintf("reading the GPUs took %v, that is too old to be reported", took.Round(time.Second))
+		return &snapshot.Sample{Elapsed: s.Elapsed, Error: reason}, nil
+	}
+	maps.DeleteFunc(d.kept, func(id string, _ *kept) bool {
+		return !slices.ContainsFunc(s.Devices, func(device snapshot.Device) bool { return device.ID == id })
+	})
 	return s, nil
 }
 
-// Versions are those of the driver and of the NVML library, "" when unknown.
+// Versions are those of the driver and of the NVML library as they were when
+// it was opened last, "" when unknown.
 func (d *Driver) Versions() (driver, library string) {
 	d.open.RLock()
 	defer d.open.RUnlock()
-	if !d.opened {
-		return "", ""
-	}
-	driver, _ = d.lib.SystemGetDriverVersion()
-	library, _ = d.lib.SystemGetNVMLVersion()
-	return text(driver), text(library)
-}
-
-// Close shuts NVML down.
-func (d *Driver) Close() {
-	d.open.Lock()
-	defer d.open.Unlock()
-	d.shutdown()
+	return d.kernel, d.library
 }
 
 // Busy is for how long the longest call in progress has been running.
@@ -131,19 +148,20 @@ func (d *Driver) Busy(now time.Time) time.Duration {
 	longest := time.Duration(0)
 	for _, since := range []int64{d.readBusy.Load(), d.slowBusy.Load()} {
 		if since != 0 {
-			longest = max(longest, now.Sub(time.Unix(0, since)))
+			longest = max(longest, time.Duration(clock(now)-since))
 		}
 	}
 	return longest
 }
 
-func (d *Driver) busy() { d.readBusy.Store(time.Now().UnixNano()) }
+func (d *Driver) busy() { d.readBusy.Store(clock(time.Now())) }
 
 // ready sees to it that the driver is open and its GPUs are those that exist.
 func (d *Driver) ready(now time.Time) error {
 	if d.opened {
 		d.check()
 		if d.trouble == "" {
+			d.logged = ""
 			return nil
 		}
 	}
@@ -156,19 +174,35 @@ func (d *Driver) ready(now time.Time) error {
 	d.open.Lock()
 	defer d.open.Unlock()
 	d.tried = now
+	level := slog.LevelInfo
 	if d.opened {
-		d.log.Warn("reopening NVML", "reason", d.trouble)
+		level = d.say("reopening NVML", d.trouble)
 	}
 	d.shutdown()
 	if err := d.init(now); err != nil {
-		if d.trouble != err.Error() {
-			d.log.Warn("NVML cannot be opened", "error", err)
-		}
 		d.trouble = err.Error()
+		d.say("NVML cannot be opened", d.trouble)
 		return err
 	}
 	d.trouble = ""
+	d.log.Log(context.Background(), level, "NVML opened", "gpus", len(d.gpus), "driver", d.kernel)
+	select {
+	case d.reopened <- struct{}{}:
+	default:
+	}
 	return nil
+}
+
+// say logs a trouble once, at the level it returns, however often it is met: a
+// GPU that stays lost has NVML reopened every few seconds.
+func (d *Driver) say(what, trouble string) slog.Level {
+	level := slog.LevelWarn
+	if trouble == d.logged {
+		level = slog.LevelDebug
+	}
+	d.logged = trouble
+	d.log.Log(context.Background(), level, what, "reason", trouble)
+	return level
 }
 
 // check looks for a change of the GPUs that needs a reopening.
@@ -230,7 +264,10 @@ func (d *Driver) init(now time.Time) error {
 		return fmt.Errorf("nvmlInit: %s", name(ret))
 	}
 	d.opened = true
-	d.symbols = map[string]bool{}
+	d.busy()
+	kernel, _ := d.lib.SystemGetDriverVersion()
+	library, _ := d.lib.SystemGetNVMLVersion()
+	d.kernel, d.library = text(kernel), text(library)
 	d.slowSymbol = d.has("nvmlDeviceGetPcieThroughput")
 	d.topology = listGPUs()
 	n, ret := d.lib.DeviceGetCount()
@@ -239,9 +276,10 @@ func (d *Driver) init(now time.Time) error {
 		return fmt.Errorf("nvmlDeviceGetCount: %s", name(ret))
 	}
 	for i := range n {
+		d.busy() // waking a GPU can take seconds
 		d.gpus = append(d.gpus, d.enumerate(i))
 	}
-	d.log.Info("NVML opened", "gpus", n)
+	d.identify()
 	return nil
 }
 

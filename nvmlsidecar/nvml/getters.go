@@ -2,6 +2,7 @@ package nvml
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -9,7 +10,13 @@ import (
 	"gpuscaler/shared/snapshot"
 )
 
-const mib = 1 << 20
+const (
+	mib = 1 << 20
+	// maxCounter and maxMiB are what a sample may carry; one number beyond its
+	// range makes the whole sample void.
+	maxCounter = 1 << 62
+	maxMiB     = 1e9
+)
 
 // getter is a fast call that fills in metrics of a whole GPU.
 type getter struct {
@@ -63,8 +70,12 @@ func readNVLink(h nvml.Device, r *reading) {
 			fieldRet = nvml.Return(fields[i].NvmlReturn) //nolint:gosec // NVML's own code
 		}
 		if fieldRet == nvml.SUCCESS {
-			kib := binary.NativeEndian.Uint64(fields[i].Value[:])
-			r.device.Counters[m.Counter.Name] = float64(kib) * 1024
+			bytes := float64(binary.NativeEndian.Uint64(fields[i].Value[:])) * 1024
+			if bytes > maxCounter {
+				r.device.Failed[metric] = fmt.Sprintf("a counter of %g bytes makes no sense", bytes)
+				continue
+			}
+			r.device.Counters[m.Counter.Name] = bytes
 			continue
 		}
 		r.failure(metric, fieldRet)
@@ -80,8 +91,8 @@ func (d *Driver) readMemory(h nvml.Device, r *reading) {
 		var m nvml.Memory_v2
 		m, ret = h.GetMemoryInfo_v2()
 		used, total = m.Used, m.Total
-		if ret == nvml.SUCCESS {
-			r.device.MemoryReservedMiB = float64(m.Reserved) / mib
+		if reserved := float64(m.Reserved) / mib; ret == nvml.SUCCESS && reserved <= maxMiB {
+			r.device.MemoryReservedMiB = reserved
 		}
 	}
 	if absent(ret) && d.has("nvmlDeviceGetMemoryInfo") {
@@ -89,10 +100,12 @@ func (d *Driver) readMemory(h nvml.Device, r *reading) {
 		m, ret = h.GetMemoryInfo()
 		used, total = m.Used, m.Total
 	}
-	if ret == nvml.SUCCESS {
-		r.device.MemoryTotalMiB = float64(total) / mib
-	}
 	r.value("memory_used_mib", float64(used)/mib, ret)
+	if float64(total)/mib > maxMiB {
+		r.device.Failed["memory_used_percent"] = fmt.Sprintf("a total of %d bytes makes no sense", total)
+		return
+	}
+	r.device.MemoryTotalMiB = float64(total) / mib
 	if percent, ok := snapshot.UsedPercent(float64(used), float64(total)); ok || ret != nvml.SUCCESS {
 		r.value("memory_used_percent", percent, ret)
 	}
@@ -111,7 +124,7 @@ func (d *Driver) readProcesses(h nvml.Device, r *reading) {
 	}
 	for _, p := range processes {
 		used := float64(p.UsedGpuMemory) / mib
-		if p.UsedGpuMemory == math.MaxUint64 { // NVML_VALUE_NOT_AVAILABLE
+		if used > maxMiB { // NVML_VALUE_NOT_AVAILABLE is the largest number there is
 			used = 0
 		}
 		r.device.Processes = append(r.device.Processes, snapshot.Process{PID: p.Pid, UsedMiB: used})
@@ -164,8 +177,9 @@ func absent(ret nvml.Return) bool {
 	switch ret {
 	case nvml.ERROR_NOT_SUPPORTED, nvml.ERROR_FUNCTION_NOT_FOUND, nvml.ERROR_ARGUMENT_VERSION_MISMATCH, nvml.ERROR_DEPRECATED:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // lost is the device without any value, in its place.

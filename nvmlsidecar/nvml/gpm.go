@@ -18,9 +18,6 @@ type activity struct {
 }
 
 func (a *activity) free() {
-	if a == nil {
-		return
-	}
 	for _, s := range []nvml.GpmSample{a.previous, a.current} {
 		if s != nil {
 			_ = s.Free()
@@ -48,70 +45,81 @@ var (
 	gpmInstance = append([]gpmMetric{{nvml.GPM_METRIC_GRAPHICS_UTIL, "gpu_utilization"}}, gpmDevice...)
 )
 
-// readActivity reads the GPM figures of a GPU, or of one of its GPU instances
-// if instance is not negative, into r. The first reading of a device only
-// begins an interval.
-func (d *Driver) readActivity(state **activity, g *gpu, instance int, now time.Time, r *reading) {
-	a := *state
-	if a == nil {
-		a = d.newActivity(g)
-		*state = a
-	}
-	if a.unsupported || now.Sub(a.at) < gpmInterval {
+// readActivity refreshes the GPM figures of a GPU, or of one of its GPU
+// instances if instance is not negative, in k. The first reading of a device
+// only begins an interval, and one that comes too soon changes nothing.
+func (d *Driver) readActivity(a *activity, g *gpu, instance int, k *kept) {
+	if a.unsupported || time.Since(a.at) < gpmInterval {
 		return
 	}
 	metrics := gpmDevice
-	var ret nvml.Return
 	if instance >= 0 {
 		metrics = gpmInstance
+	}
+	ret := d.prepare(a, g)
+	if a.unsupported = absent(ret); a.unsupported {
+		return
+	}
+	began := time.Now()
+	switch {
+	case ret != nvml.SUCCESS:
+	case instance >= 0:
 		ret = g.handle.GpmMigSampleGet(instance, a.current)
-	} else {
+	default:
 		ret = g.handle.GpmSampleGet(a.current)
 	}
 	if ret == nvml.SUCCESS && !a.at.IsZero() {
-		ret = d.readGPM(a, metrics, r)
+		ret = d.readGPM(a, metrics, k)
 	}
 	if ret != nvml.SUCCESS {
 		for _, m := range metrics {
-			r.failure(m.metric, ret)
+			k.set(m.metric, keptValue{ret: ret, at: began})
 		}
 		a.at = time.Time{} // the next reading begins a new interval
 		return
 	}
 	if a.at.IsZero() {
 		for _, m := range metrics {
-			r.device.Failed[m.metric] = "one reading so far; activity needs two"
+			k.expect(m.metric)
 		}
 	}
-	a.previous, a.current, a.at = a.current, a.previous, now
+	a.previous, a.current, a.at = a.current, a.previous, began
 }
 
-// newActivity allocates the two samples, if the GPU has GPM at all.
-func (d *Driver) newActivity(g *gpu) *activity {
+// prepare allocates the two samples, if the GPU has GPM at all.
+func (d *Driver) prepare(a *activity, g *gpu) nvml.Return {
+	if a.previous != nil {
+		return nvml.SUCCESS
+	}
 	for _, symbol := range []string{
 		"nvmlGpmQueryDeviceSupport", "nvmlGpmSampleAlloc", "nvmlGpmSampleFree", "nvmlGpmSampleGet",
 		"nvmlGpmMigSampleGet", "nvmlGpmMetricsGet",
 	} {
 		if !d.has(symbol) {
-			return &activity{unsupported: true}
+			return nvml.ERROR_FUNCTION_NOT_FOUND
 		}
 	}
 	support, ret := g.handle.GpmQueryDeviceSupport()
-	if ret != nvml.SUCCESS || support.IsSupportedDevice == 0 {
-		return &activity{unsupported: true}
+	if ret != nvml.SUCCESS {
+		return ret
 	}
-	a := &activity{}
-	var first, second nvml.Return
-	a.previous, first = d.lib.GpmSampleAlloc()
-	a.current, second = d.lib.GpmSampleAlloc()
-	if first != nvml.SUCCESS || second != nvml.SUCCESS {
-		d.log.Warn("GPM is out of memory", "gpu", g.index)
-		return &activity{unsupported: true}
+	if support.IsSupportedDevice == 0 {
+		return nvml.ERROR_NOT_SUPPORTED
 	}
-	return a
+	previous, ret := d.lib.GpmSampleAlloc()
+	if ret != nvml.SUCCESS {
+		return ret
+	}
+	current, ret := d.lib.GpmSampleAlloc()
+	if ret != nvml.SUCCESS {
+		_ = previous.Free()
+		return ret
+	}
+	a.previous, a.current = previous, current
+	return nvml.SUCCESS
 }
 
-func (d *Driver) readGPM(a *activity, metrics []gpmMetric, r *reading) nvml.Return {
+func (d *Driver) readGPM(a *activity, metrics []gpmMetric, k *kept) nvml.Return {
 	request := nvml.GpmMetricsGetType{NumMetrics: uint32(len(metrics)), Sample1: a.previous, Sample2: a.current} //nolint:gosec // five
 	for i, m := range metrics {
 		request.Metrics[i].MetricId = uint32(m.id) //nolint:gosec // an enum
@@ -119,10 +127,11 @@ func (d *Driver) readGPM(a *activity, metrics []gpmMetric, r *reading) nvml.Retu
 	if ret := d.lib.GpmMetricsGet(&request); ret != nvml.SUCCESS {
 		return ret
 	}
+	now := time.Now()
 	for i, m := range metrics {
+		got := request.Metrics[i]
 		// Rounding makes 100.0001 of a full chip.
-		v := min(request.Metrics[i].Value, 100)
-		r.value(m.metric, v, nvml.Return(request.Metrics[i].NvmlReturn)) //nolint:gosec // NVML's own code
+		k.set(m.metric, keptValue{min(got.Value, 100), nvml.Return(got.NvmlReturn), now}) //nolint:gosec // NVML's own code
 	}
 	return nvml.SUCCESS
 }

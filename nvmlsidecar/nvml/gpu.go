@@ -16,9 +16,10 @@ type gpu struct {
 	handle    nvml.Device // nil when the GPU was lost from the start
 	identity  identity
 	lost      string // why it cannot be read at all, or ""
-	activity  *activity
+	mig       bool   // is in MIG mode, as far as was last known
+	activity  activity
 	instances map[string]*activity // of its MIG instances, by uuid
-	slow      slowValues
+	kept      *kept
 }
 
 func (g *gpu) free() {
@@ -39,45 +40,81 @@ func (d *Driver) enumerate(index int) *gpu {
 			model, _ = handle.GetName()
 			g.handle = handle
 			g.identity = identity{text(uuid), text(model)}
-			d.known[index] = g.identity
+			g.kept = d.keptFor(g.identity.uuid)
+			if d.slowSymbol {
+				g.kept.expect("pcie_tx_kbps", "pcie_rx_kbps")
+			}
 			return g
 		}
 	}
 	g.lost = name(ret)
-	g.identity = d.known[index]
-	if g.identity.uuid == "" {
-		g.identity = identity{uuid: fmt.Sprintf("GPU-at-index-%d", index)}
-	}
-	d.log.Warn("a GPU cannot be opened", "index", index, "error", g.lost)
 	return g
+}
+
+// identify gives lost GPUs the identity that was last seen at their index,
+// unless another GPU has moved up since: two devices of one id would make the
+// whole sample void.
+func (d *Driver) identify() {
+	present := map[string]bool{}
+	for _, g := range d.gpus {
+		if g.handle != nil {
+			d.known[g.index] = g.identity
+			present[g.identity.uuid] = true
+		}
+	}
+	for _, g := range d.gpus {
+		if g.handle != nil {
+			continue
+		}
+		g.identity = d.known[g.index]
+		if g.identity.uuid == "" || present[g.identity.uuid] {
+			g.identity = identity{uuid: fmt.Sprintf("GPU-at-index-%d", g.index)}
+		}
+		present[g.identity.uuid] = true
+	}
 }
 
 // readGPU reads one GPU and its MIG instances.
 func (d *Driver) readGPU(g *gpu, now time.Time) []snapshot.Device {
 	r := newReading(snapshot.Device{ID: g.identity.uuid, Vendor: "nvidia", Model: g.identity.model, Index: g.index})
 	if g.handle == nil {
-		d.reopen(g, g.lost)
-		return []snapshot.Device{r.lost(g.lost)}
+		return d.lose(g, r, g.lost)
 	}
-	partitioned := d.partitioned(g)
+	d.readMode(g)
 	for _, get := range getters {
-		if d.has(get.symbol) {
+		if r.gone == "" && d.has(get.symbol) {
 			get.read(g.handle, r)
 		}
 	}
-	d.readMemory(g.handle, r)
-	d.readProcesses(g.handle, r)
-	if !partitioned {
-		d.readActivity(&g.activity, g, -1, now, r)
+	if r.gone == "" {
+		d.readMemory(g.handle, r)
+		d.readProcesses(g.handle, r)
 	}
-	g.slow.report(r, now)
+	if r.gone == "" && !g.mig {
+		d.readActivity(&g.activity, g, -1, g.kept)
+	}
+	g.kept.report(r, now)
 	if r.gone != "" {
-		d.reopen(g, r.gone)
-		return []snapshot.Device{r.lost(r.gone)}
+		return d.lose(g, r, r.gone)
 	}
-	devices := []snapshot.Device{r.device}
-	if partitioned {
-		devices = append(devices, d.readInstances(g, now)...)
+	if len(r.device.Values) == 0 && len(r.device.Failed) > 0 {
+		d.reopen(g, "nothing of it can be read")
+	}
+	var instances []snapshot.Device
+	if g.mig {
+		instances = d.readInstances(g, now)
+	}
+	d.instances[r.device.ID] = instances
+	return append([]snapshot.Device{r.device}, instances...)
+}
+
+// lose reports a GPU that cannot be read, and with it the instances that it
+// had: they too keep their places.
+func (d *Driver) lose(g *gpu, r *reading, why string) []snapshot.Device {
+	d.reopen(g, why)
+	devices := []snapshot.Device{r.lost(why)}
+	for _, instance := range d.instances[r.device.ID] {
+		devices = append(devices, (&reading{device: instance}).lost(why))
 	}
 	return devices
 }
@@ -87,13 +124,21 @@ func (d *Driver) reopen(g *gpu, why string) {
 	d.trouble = fmt.Sprintf("GPU %d: %s", g.index, why)
 }
 
-// partitioned says whether the GPU is in MIG mode now.
-func (d *Driver) partitioned(g *gpu) bool {
+// readMode finds out whether the GPU is in MIG mode now. When it cannot be
+// told, the mode is what it was.
+func (d *Driver) readMode(g *gpu) {
 	if !d.has("nvmlDeviceGetMigMode") || !d.has("nvmlDeviceGetMigDeviceHandleByIndex") || !d.has("nvmlDeviceGetMaxMigDeviceCount") {
-		return false
+		return
 	}
 	mode, _, ret := g.handle.GetMigMode()
-	return ret == nvml.SUCCESS && mode == nvml.DEVICE_MIG_ENABLE
+	if ret == nvml.SUCCESS {
+		g.mig = mode == nvml.DEVICE_MIG_ENABLE
+	}
+	if g.mig {
+		// A GPU in MIG mode has no activity of its own.
+		g.activity.at = time.Time{}
+		g.kept.forget(gpmDevice)
+	}
 }
 
 // readInstances reads the MIG instances that exist at this moment: their
@@ -140,10 +185,13 @@ func (d *Driver) readInstance(g *gpu, handle nvml.Device, uuid string, now time.
 		if id, ret := handle.GetGpuInstanceId(); ret == nvml.SUCCESS {
 			r.device.Instance = id
 			a := g.instances[uuid]
-			d.readActivity(&a, g, id, now, r)
-			if a != nil {
+			if a == nil {
+				a = &activity{}
 				g.instances[uuid] = a
 			}
+			k := d.keptFor(uuid)
+			d.readActivity(a, g, id, k)
+			k.report(r, now)
 		}
 	}
 	if r.gone != "" {

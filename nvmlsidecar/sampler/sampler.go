@@ -13,7 +13,7 @@ import (
 
 // Reader reads all devices. Read may block for as long as the driver does.
 type Reader interface {
-	// Read takes a sample; an error means that reading is over for good.
+	// Read takes a sample and says when it was; an error means that reading is over for good.
 	Read(now time.Time) (*snapshot.Sample, error)
 	// Busy is for how long the longest call in progress has been running.
 	Busy(now time.Time) time.Duration
@@ -48,7 +48,6 @@ type result struct {
 // cannot be taken must not look fresh. The error is the reader's, or *ErrHang;
 // a reading may then still be in progress.
 func (s *Sampler) Run(ctx context.Context, emit func(*snapshot.Sample)) error {
-	start := time.Now()
 	tick := time.NewTicker(s.Interval)
 	defer tick.Stop()
 	watch := time.NewTicker(max(s.HangTimeout/10, time.Millisecond))
@@ -56,10 +55,9 @@ func (s *Sampler) Run(ctx context.Context, emit func(*snapshot.Sample)) error {
 	results := make(chan result, 1) // a reading that ends after us must not block
 	reading := false
 	read := func() {
-		now := time.Now()
-		sample, err := s.Reader.Read(now)
+		sample, err := s.Reader.Read(time.Now())
 		if sample != nil {
-			sample.Writer, sample.Version, sample.Elapsed = s.Writer, s.Version, now.Sub(start)+time.Millisecond
+			sample.Writer, sample.Version = s.Writer, s.Version
 		}
 		results <- result{sample, err}
 	}

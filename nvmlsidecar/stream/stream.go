@@ -29,13 +29,20 @@ type Stream struct {
 	socket  string
 	timeout time.Duration
 	log     *slog.Logger
-	latest  chan *snapshot.Sample
+	latest  chan handed
+}
+
+// handed is a sample and when it was handed over.
+type handed struct {
+	sample *snapshot.Sample
+	at     time.Time
 }
 
 // New makes a stream to a socket. A write that takes longer than timeout
-// counts as a broken connection.
+// counts as a broken connection, and a sample that waited longer is stale: it
+// must not arrive as if it were new.
 func New(socket string, timeout time.Duration, log *slog.Logger) *Stream {
-	return &Stream{socket: socket, timeout: timeout, log: log, latest: make(chan *snapshot.Sample, 1)}
+	return &Stream{socket: socket, timeout: timeout, log: log, latest: make(chan handed, 1)}
 }
 
 // Send hands a sample over and never blocks: one that could not be delivered
@@ -46,7 +53,7 @@ func (s *Stream) Send(sample *snapshot.Sample) {
 	case <-s.latest:
 	default:
 	}
-	s.latest <- sample
+	s.latest <- handed{sample, time.Now()}
 }
 
 // Run connects and delivers, again and again, until ctx is done.
@@ -59,7 +66,7 @@ func (s *Stream) Run(ctx context.Context) {
 	)
 	var last string
 	for ctx.Err() == nil {
-		err := s.deliver(ctx, wait.Reset)
+		err := s.deliver(ctx, func() { wait.Reset(); last = "" })
 		if ctx.Err() != nil {
 			return
 		}
@@ -82,7 +89,7 @@ func (s *Stream) deliver(ctx context.Context, delivered func()) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close() //nolint:errcheck // what was not written is of no use
+	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	s.log.Info("connected to the scaler", "socket", s.socket)
@@ -90,8 +97,11 @@ func (s *Stream) deliver(ctx context.Context, delivered func()) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case sample := <-s.latest:
-			if err := s.write(conn, sample); err != nil {
+		case next := <-s.latest:
+			if time.Since(next.at) > s.timeout {
+				continue
+			}
+			if err := s.write(conn, next.sample); err != nil {
 				return err
 			}
 			delivered()
