@@ -36,6 +36,9 @@ type Profile struct {
 	Description string
 	// Reason says why the numbers are what they are, and where they fail.
 	Reason string
+	// MetricName is what users of the profile see in the HPA: keda_gpu_ and the
+	// name with underscores.
+	MetricName string
 	// Metric is what is read.
 	Metric snapshot.Metric
 	// Target is the target per replica, in the metric's unit, above 0.
@@ -139,6 +142,7 @@ func parse(file string, data []byte) (Profile, error) {
 		return Profile{}, fmt.Errorf("%s: name: %s is no profile name; allowed are 1 to 63 lower-case letters, digits and dashes, not beginning or ending with a dash",
 			file, terms.Quote(p.Name))
 	}
+	p.MetricName = "keda_gpu_" + strings.ReplaceAll(p.Name, "-", "_")
 	return p, nil
 }
 

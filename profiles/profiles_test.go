@@ -79,7 +79,7 @@ func TestParse(t *testing.T) {
 	p, err := parse("ours.yml", text("ours", map[string]string{"metricType": "x_wear", "targetValue": "123456.789", "+": "aggregation: p90\nwindow: 300s\n"}))
 	require.NoError(t, err)
 	wear, _ := snapshot.Lookup("x_wear")
-	assert.Equal(t, Profile{Name: "ours", Description: "ours", Reason: "because", Metric: wear, Target: 123456.789, Activation: 2, ScaleToZero: true,
+	assert.Equal(t, Profile{Name: "ours", Description: "ours", Reason: "because", MetricName: "keda_gpu_ours", Metric: wear, Target: 123456.789, Activation: 2, ScaleToZero: true,
 		Aggregation: 90, Window: 5 * time.Minute}, p)
 
 	p, err = parse("ours.yaml", text("ours", map[string]string{"activationThreshold": "-", "targetValue": `"80"`, "scaleToZero": "false", "+": "...\n"}))

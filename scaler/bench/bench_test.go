@@ -151,8 +151,14 @@ func quantile(sorted []time.Duration, share float64) time.Duration {
 	return sorted[int(share*float64(len(sorted)-1))].Round(100 * time.Nanosecond)
 }
 
-// BenchmarkThroughput compares calls per second, in turns of half a second.
+// BenchmarkThroughput compares calls per second, in many short turns: what else
+// the machine does for seconds hits both.
 func BenchmarkThroughput(b *testing.B) {
+	const (
+		turns    = 80
+		turnTime = 100 * time.Millisecond
+		seconds  = turns * float64(turnTime) / float64(time.Second)
+	)
 	c := startChain(b)
 	for _, clients := range []int{8, 64} {
 		b.Run(strconv.Itoa(clients), func(b *testing.B) {
@@ -165,13 +171,13 @@ func BenchmarkThroughput(b *testing.B) {
 			var h, m float64
 			for b.Loop() {
 				turn(b, health, time.Second) // connect, warm up
-				for range 8 {
-					h += turn(b, health, 500*time.Millisecond)
-					m += turn(b, metrics, 500*time.Millisecond)
+				for range turns {
+					h += turn(b, health, turnTime)
+					m += turn(b, metrics, turnTime)
 				}
 			}
 			report(b, fmt.Sprintf("GetMetrics/s at %d clients / health checks/s", clients), m/h, ">=", 0.85,
-				fmt.Sprintf("%.0f / %.0f per second", m/4, h/4))
+				fmt.Sprintf("%.0f / %.0f per second", m/seconds, h/seconds))
 		})
 	}
 }

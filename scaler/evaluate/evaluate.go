@@ -168,6 +168,9 @@ func reporting(devices []*fleet.Device, metric string) []*fleet.Device {
 // power), so that nothing counts twice. An instance that could never be read
 // may have it, unless its GPU has.
 func finest(devices []*fleet.Device, metric string) []*fleet.Device {
+	if !slices.ContainsFunc(devices, func(d *fleet.Device) bool { return d.Parent != "" }) {
+		return devices
+	}
 	split := map[string]bool{}
 	for _, d := range devices {
 		if d.Parent == "" || !d.MayHave(metric) {

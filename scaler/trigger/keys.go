@@ -106,11 +106,6 @@ func keyNames() []string {
 
 const metricNameDefault = "keda_gpu_metric"
 
-// metricNameOf is how users of a profile know its metric in the HPA.
-func metricNameOf(profile string) string {
-	return "keda_gpu_" + strings.ReplaceAll(profile, "-", "_")
-}
-
 func setMetric(t *Trigger, value string) error {
 	m, ok := snapshot.Lookup(value)
 	if ok {

@@ -112,7 +112,7 @@ func start(t *Trigger, g given, set *profiles.Set) error {
 	t.Metric, t.Target = p.Metric, p.Target
 	t.Activation, t.AlwaysActive = p.Activation, !p.ScaleToZero
 	t.Aggregation, t.Window = p.Aggregation, p.Window
-	t.MetricName = metricNameOf(p.Name)
+	t.MetricName = p.MetricName
 	return nil
 }
 
