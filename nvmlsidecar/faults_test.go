@@ -235,6 +235,36 @@ func TestModeUntold(t *testing.T) {
 	require.Len(t, run.all()[len(run.all())-1].Devices, 5)
 }
 
+// TestInstancesUntold: an instance that cannot be found is not gone. Its GPU
+// must not answer in its place.
+func TestInstancesUntold(t *testing.T) {
+	t.Parallel()
+	run := start(t, setup{fixture: "h200-mig.csv", faults: []string{"time 0"}, args: []string{"--interval", "100ms"}})
+	run.wait(5*time.Second, "all readings", healthy(5))
+	for fault, reason := range map[string]string{
+		"error nvmlDeviceGetMaxMigDeviceCount 0 TIMEOUT":          "nvmlDeviceGetMaxMigDeviceCount: TIMEOUT",
+		"error nvmlDeviceGetMigDeviceHandleByIndex 0 UNKNOWN":     "MIG instance 0: UNKNOWN",
+		"error nvmlDeviceGetUUID 0/5 INSUFFICIENT_RESOURCES":      "MIG instance 1: INSUFFICIENT_RESOURCES",
+		"error nvmlDeviceGetMigDeviceHandleByIndex 0 GPU_IS_LOST": "MIG instance 0: GPU_IS_LOST",
+	} {
+		run.faults("time 0", fault)
+		got := run.wait(promised, reason, func(s *snapshot.Sample) bool {
+			return len(s.Devices) == 5 && s.Devices[1].Error == reason
+		})
+		assert.Empty(t, got.Devices[0].Error, "the GPU's own sensors go on")
+		assert.Contains(t, got.Devices[0].Values, "temperature")
+		for _, instance := range got.Devices[1:4] {
+			assert.Equal(t, reason, instance.Error)
+			assert.NotEmpty(t, instance.Parent)
+			assert.Empty(t, instance.Values)
+		}
+		assert.Contains(t, got.Devices[4].Values, "gpu_utilization", "the other GPU goes on")
+		run.faults("time 0")
+		run.wait(promised, "all readings", healthy(5))
+	}
+	run.terminate()
+}
+
 // TestFailingGetters: each costs its own metrics and nothing else.
 func TestFailingGetters(t *testing.T) {
 	t.Parallel()

@@ -33,7 +33,7 @@ type command struct {
 	Socket      string           `default:"/run/gpuscaler/nvml.sock" help:"Unix socket of the scaler. Empty: none."`
 	Interval    time.Duration    `default:"1s" help:"Time between two readings, 100ms to 1m."`
 	NVMLLibrary string           `name:"nvml-library" placeholder:"PATH" help:"The driver's library. Default: libnvidia-ml.so.1, as the dynamic linker finds it."`
-	Record      string           `placeholder:"FILE" help:"Write the readings to this file as a fixture."`
+	Record      string           `placeholder:"FILE" help:"Write the readings to this new file as a fixture."`
 	Once        bool             `help:"Print one reading as JSON and exit. Takes one interval, because rates need two."`
 	HangTimeout time.Duration    `default:"30s" help:"Exit when a call into the driver takes longer, so that the process is restarted; 1s at least."`
 	LogFormat   string           `enum:"text,json" default:"text" help:"How log lines look: ${enum}."`
@@ -157,7 +157,7 @@ func show(s *snapshot.Sample) error {
 // recorder writes samples to a new file, which it creates at once, so that a
 // path that cannot be written is known before hours of recording.
 func (c *command) recorder(driver *nvml.Driver) (func(*snapshot.Sample) error, error) {
-	file, err := os.Create(c.Record)
+	file, err := os.OpenFile(c.Record, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // a recording is for everybody
 	if err != nil {
 		return nil, fmt.Errorf("--record: %w", err)
 	}

@@ -36,6 +36,9 @@ const (
 	// reopenAfter is how long a closed or troubled driver is left alone before
 	// it is opened anew.
 	reopenAfter = 4 * time.Second
+	// stillAfter is the same when a reopening did not help: initialising can
+	// wake GPUs for seconds, but one that was reset has to show within 10 s.
+	stillAfter = 2 * reopenAfter
 	// mismatchPatience is how long a library that does not fit the kernel's
 	// driver is waited for.
 	mismatchPatience = 15 * time.Second
@@ -165,7 +168,11 @@ func (d *Driver) ready(now time.Time) error {
 			return nil
 		}
 	}
-	if !d.tried.IsZero() && now.Sub(d.tried) < reopenAfter {
+	wait := reopenAfter
+	if d.opened && d.trouble == d.logged {
+		wait = stillAfter
+	}
+	if !d.tried.IsZero() && now.Sub(d.tried) < wait {
 		if d.opened {
 			return nil // what can be read, is; reopened when it is time
 		}

@@ -102,7 +102,15 @@ func (d *Driver) readGPU(g *gpu, now time.Time) []snapshot.Device {
 	}
 	var instances []snapshot.Device
 	if g.mig {
-		instances = d.readInstances(g, now)
+		var err error
+		if instances, err = d.readInstances(g, now); err != nil {
+			// An instance that cannot be found is not one that is gone: without
+			// it, its GPU would stand in with figures of its own.
+			if len(d.instances[r.device.ID]) == 0 {
+				return d.lose(g, r, err.Error())
+			}
+			return append([]snapshot.Device{r.device}, d.loseInstances(g, err.Error())...)
+		}
 	}
 	d.instances[r.device.ID] = instances
 	return append([]snapshot.Device{r.device}, instances...)
@@ -111,9 +119,14 @@ func (d *Driver) readGPU(g *gpu, now time.Time) []snapshot.Device {
 // lose reports a GPU that cannot be read, and with it the instances that it
 // had: they too keep their places.
 func (d *Driver) lose(g *gpu, r *reading, why string) []snapshot.Device {
+	return append([]snapshot.Device{r.lost(why)}, d.loseInstances(g, why)...)
+}
+
+// loseInstances reports the instances that the GPU had last as unreadable.
+func (d *Driver) loseInstances(g *gpu, why string) []snapshot.Device {
 	d.reopen(g, why)
-	devices := []snapshot.Device{r.lost(why)}
-	for _, instance := range d.instances[r.device.ID] {
+	var devices []snapshot.Device
+	for _, instance := range d.instances[g.identity.uuid] {
 		devices = append(devices, (&reading{device: instance}).lost(why))
 	}
 	return devices
@@ -142,19 +155,28 @@ func (d *Driver) readMode(g *gpu) {
 }
 
 // readInstances reads the MIG instances that exist at this moment: their
-// handles are asked for each time, because a layout changes without notice.
-func (d *Driver) readInstances(g *gpu, now time.Time) []snapshot.Device {
+// handles are asked for each time, because a layout changes without notice. The
+// error says that they could not be found out.
+func (d *Driver) readInstances(g *gpu, now time.Time) ([]snapshot.Device, error) {
 	var devices []snapshot.Device
 	present := map[string]bool{}
-	n, _ := g.handle.GetMaxMigDeviceCount()
+	n, ret := g.handle.GetMaxMigDeviceCount()
+	if ret != nvml.SUCCESS && !vacant(ret) {
+		return nil, fmt.Errorf("nvmlDeviceGetMaxMigDeviceCount: %s", name(ret))
+	}
 	for i := range n {
 		handle, ret := g.handle.GetMigDeviceHandleByIndex(i)
-		if ret != nvml.SUCCESS {
-			continue // no instance at this place
+		if vacant(ret) {
+			continue
 		}
-		uuid, ret := handle.GetUUID()
+		var uuid string
+		if ret == nvml.SUCCESS {
+			if uuid, ret = handle.GetUUID(); vacant(ret) {
+				continue // destroyed since
+			}
+		}
 		if ret != nvml.SUCCESS {
-			continue // destroyed since
+			return nil, fmt.Errorf("MIG instance %d: %s", i, name(ret))
 		}
 		uuid = text(uuid)
 		present[uuid] = true
@@ -166,7 +188,12 @@ func (d *Driver) readInstances(g *gpu, now time.Time) []snapshot.Device {
 			delete(g.instances, uuid)
 		}
 	}
-	return devices
+	return devices, nil
+}
+
+// vacant says that there is no instance, as drivers say it.
+func vacant(ret nvml.Return) bool {
+	return ret == nvml.ERROR_NOT_FOUND || ret == nvml.ERROR_INVALID_ARGUMENT || absent(ret)
 }
 
 func (d *Driver) readInstance(g *gpu, handle nvml.Device, uuid string, now time.Time) snapshot.Device {

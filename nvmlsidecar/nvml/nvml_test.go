@@ -94,7 +94,7 @@ func TestReadWhileEverythingChanges(t *testing.T) {
 		return err == nil && len(s.Devices) == 5 && s.Devices[0].Error == ""
 	}, 10*time.Second, 120*time.Millisecond)
 	kernel, library := d.Versions()
-	assert.Equal(t, "580.95.05", kernel)
+	assert.Equal(t, "580.95.05-fake", kernel)
 	assert.Contains(t, library, kernel)
 	assert.Len(t, d.kept, 5, "nothing is kept of instances that are gone")
 }

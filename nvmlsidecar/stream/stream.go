@@ -102,6 +102,10 @@ func (s *Stream) deliver(ctx context.Context, delivered func()) error {
 				continue
 			}
 			if err := s.write(conn, next.sample); err != nil {
+				select { // for the next connection, unless there is a newer one
+				case s.latest <- next:
+				default:
+				}
 				return err
 			}
 			delivered()

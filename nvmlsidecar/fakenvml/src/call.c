@@ -16,7 +16,7 @@ static unsigned int initialized; /* how many times */
 static char loaded_as[64];       /* the reload token that initialisation saw */
 static bool loaded_with_token;
 static char trouble[512];        /* why there is no fixture; "" if there is one */
-static const char *driver = "580.95.05";
+static const char *driver = "580.95.05-fake";
 
 __attribute__((constructor)) static void load(void)
 {
