@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"time"
@@ -36,6 +37,9 @@ type serveCommand struct {
 func (c *serveCommand) Run(ctx context.Context) error {
 	if c.StaleAfter < time.Second || c.StaleAfter > time.Hour {
 		return fmt.Errorf("--stale-after: %v is outside 1s to 1h", c.StaleAfter)
+	}
+	if c.NVMLUID < -1 || c.NVMLUID >= math.MaxUint32 {
+		return fmt.Errorf("--nvml-uid: %d is no user id; allowed are -1 (any) and 0 to %d", c.NVMLUID, uint32(math.MaxUint32-1))
 	}
 	if c.NodeName == "" {
 		c.NodeName, _ = os.Hostname()

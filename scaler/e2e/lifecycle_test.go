@@ -129,6 +129,8 @@ func TestWrongFlags(t *testing.T) {
 		{[]string{"serve", "--nvml-socket", "", "--listen", "127.0.0.1:x"}, 1, "--listen"},
 		{[]string{"serve", "--nvml-socket", "/nowhere/nvml.sock"}, 1, "--nvml-socket"},
 		{[]string{"serve", "--nvml-socket", "", "--profiles", "/nowhere"}, 1, "/nowhere"},
+		{[]string{"serve", "--nvml-uid=-5"}, 1, "--nvml-uid"},
+		{[]string{"serve", "--nvml-uid=4294967296"}, 1, "--nvml-uid"},
 		{[]string{"serve", "--lissten", ":1"}, 2, "--listen"},
 	} {
 		p := start(t, nil, bin+"/scaler", c.args...)

@@ -15,6 +15,7 @@ import (
 // each heartbeat, because KEDA drops some. While data is missing it sends
 // nothing. It ends cleanly when the server stops or the stream is old.
 func (s *Service) StreamIsActive(ref *pb.ScaledObjectRef, stream grpc.ServerStreamingServer[pb.IsActiveResponse]) error {
+	changed := s.profiles.Changed()
 	t, err := s.trigger(ref)
 	if err != nil {
 		return err
@@ -25,11 +26,7 @@ func (s *Service) StreamIsActive(ref *pb.ScaledObjectRef, stream grpc.ServerStre
 	defer old.Stop()
 	sent, last, beat := false, false, false
 	for {
-		// Taken before the data, so that no change is missed in between.
-		updated, changed := s.nodes.Updated(), s.profiles.Changed()
-		if t, err = s.trigger(ref); err != nil { // a profile may have changed
-			return err
-		}
+		updated := s.nodes.Updated() // taken before the data: no change is missed
 		active, err := evaluate.Active(&t, s.nodes.Node(), time.Now(), s.staleAfter)
 		if err == nil && (!sent || active != last || (active && beat)) {
 			if err := stream.Send(&pb.IsActiveResponse{Result: active}); err != nil {
@@ -41,6 +38,10 @@ func (s *Service) StreamIsActive(ref *pb.ScaledObjectRef, stream grpc.ServerStre
 		select {
 		case <-updated:
 		case <-changed:
+			changed = s.profiles.Changed()
+			if t, err = s.trigger(ref); err != nil {
+				return err
+			}
 		case <-heartbeat.C:
 			beat = true
 		case <-stream.Context().Done():

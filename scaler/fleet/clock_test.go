@@ -122,14 +122,14 @@ func TestNamesThatChange(t *testing.T) {
 	assert.Empty(t, state.counters)
 	assert.Len(t, state.public.failed, snapshot.MaxMetrics)
 	assert.LessOrEqual(t, len(state.reported), snapshot.MaxMetrics)
-	assert.Equal(t, snapshot.MaxMetrics, l.series)
+	assert.Equal(t, 1+2*snapshot.MaxMetrics, l.weight)
 	for i := range 2000 {
 		d := gpu(0, nil)
 		d.ID = fmt.Sprint("GPU-never-twice-", i)
 		say(t, s, 3000+float64(i), d)
 	}
 	assert.Len(t, l.devices, 1)
-	assert.Zero(t, l.series)
+	assert.Equal(t, 1, l.weight)
 }
 
 // Names that are neither built in nor x_ are left to newer versions.
@@ -137,34 +137,59 @@ func TestUnknownMetric(t *testing.T) {
 	l := newLocal()
 	say(t, l.Connect(), 1, gpu(0, values{"quantum_utilization": 50}))
 	assert.Empty(t, public(t, l, "GPU-0").Means())
-	assert.Zero(t, l.series)
+	assert.Equal(t, 1, l.weight, "the device itself")
 }
 
-func TestSeriesBound(t *testing.T) {
-	l := newLocal()
+// What writers can make the node remember is bounded, and a writer that has
+// gone is in nobody's way.
+func TestBounds(t *testing.T) {
 	full := func(from, n int) []snapshot.Device {
 		var all []snapshot.Device
 		for i := range n {
 			d := gpu(from+i, values{})
-			for j := range 64 {
+			for j := range 63 {
 				d.Values[fmt.Sprint("x_", j)] = 1
 			}
-			all = append(all, d)
+			all = append(all, d) // of weight 64
 		}
 		return all
 	}
-	s := l.Connect()
-	say(t, s, 1, full(0, 128)...)
-	assert.Equal(t, 8192, l.series)
-	say(t, s, 2, full(0, 128)...)
-	assert.Equal(t, 8192, l.series, "the same again is no more")
+	l := newLocal()
+	s, other := l.Connect(), l.Connect()
+	assert.EqualError(t, apply(t, s, "w", 1, 1, full(0, 97)...), "6208 devices and values; at most 6144 are allowed for one writer")
+	say(t, s, 1, full(0, 96)...)
+	say(t, s, 2, full(0, 96)...)
+	assert.Equal(t, 6144, l.weight, "the same again is no more")
+	require.NoError(t, apply(t, other, "v", 1, 3, full(200, 32)...))
+	assert.Equal(t, maxWeight, l.weight)
+	assert.EqualError(t, apply(t, l.Connect(), "u", 1, 3, gpu(300, nil)),
+		"the writers of this node report too much: at most 1024 devices, and 8192 devices and values, are allowed")
 
-	other := l.Connect()
-	assert.EqualError(t, apply(t, other, "w", 1, 3, full(200, 1)...), "more than 8192 values are reported on this node")
-	require.NoError(t, apply(t, other, "w", 1, 3, gpu(200, nil)))
-	say(t, s, 4, full(0, 127)...)
-	require.NoError(t, apply(t, other, "w", 2, 5, full(200, 1)...))
-	assert.Equal(t, 8192, l.series)
+	// The devices of those who have gone make room, the oldest first.
+	s.Close(at(4))
+	sidecar := l.Connect()
+	require.NoError(t, apply(t, sidecar, "nvmlsidecar", 1, 5, full(300, 19)...))
+	assert.LessOrEqual(t, l.weight, maxWeight)
+	require.NotNil(t, l.devices["GPU-300"])
+	require.NotNil(t, l.devices["GPU-200"], "its writer lives")
+
+	// A device without a value is one too many as well.
+	for c := range 40 {
+		churn := l.Connect()
+		var all []snapshot.Device
+		for i := range snapshot.MaxDevices {
+			all = append(all, gpu(1000+c*snapshot.MaxDevices+i, nil))
+		}
+		require.NoError(t, apply(t, churn, fmt.Sprint("churn-", c), 1, 6, all...))
+		churn.Close(at(6))
+		require.LessOrEqual(t, len(l.devices), maxDevices)
+	}
+	require.NoError(t, apply(t, sidecar, "nvmlsidecar", 2, 7, full(300, 19)...))
+
+	// Stale leftovers of a vendor that somebody reports are not missed.
+	require.NoError(t, apply(t, other, "v", 20, 20, full(200, 32)...))
+	require.NoError(t, apply(t, sidecar, "nvmlsidecar", 20, 20, full(300, 19)...))
+	assert.Len(t, l.devices, 32+19)
 }
 
 func TestUpdated(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 func (d *device) update(in *snapshot.Device, heard time.Time, t time.Duration) {
 	public := &Device{
 		ID: in.ID, Vendor: in.Vendor, Model: in.Model, Parent: in.Parent, Profile: in.Profile,
-		Index: in.Index, Instance: in.Instance, MemoryTotalMiB: in.MemoryTotalMiB, Processes: in.Processes,
+		Index: in.Index, Instance: in.Instance, MemoryTotalMiB: in.MemoryTotalMiB,
 		Heard: heard,
 		means: make(map[string]window.Means, len(in.Values)+len(in.Counters)),
 	}
@@ -125,6 +125,6 @@ func (d *device) lose(reason string, heard time.Time) {
 	for name := range d.public.failed {
 		public.failed[name] = reason
 	}
-	public.means, public.Processes = nil, nil
+	public.means = nil
 	d.public = &public
 }

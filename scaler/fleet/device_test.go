@@ -121,7 +121,7 @@ func TestNVLink(t *testing.T) {
 	// Without the counters there is no such metric, and no memory of it.
 	say(t, s, 9, gpu(0, values{"temperature": 1}))
 	assert.False(t, public(t, l, "GPU-0").MayHave("nvlink_tx_mbps"))
-	assert.Equal(t, 1, l.series)
+	assert.Equal(t, 2, l.weight)
 }
 
 // A recorded node that loses a GPU, from its first sample to its last.

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"cmp"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -12,17 +11,6 @@ import (
 
 	"gpuscaler/scaler/window"
 	"gpuscaler/shared/snapshot"
-)
-
-const (
-	// maxSeries bounds the memory that writers can make the node take: a
-	// series holds 300 buckets of 24 bytes, some 12 KiB as slices grow. 8 GPUs
-	// of 7 MIG instances have about 1,200.
-	maxSeries = 8192
-	// forgetAfter is how long a device without a writer is remembered, so
-	// that what it blocks has a name and an age. A reader that is broken for a
-	// night is still missed in the morning.
-	forgetAfter = 24 * time.Hour
 )
 
 // Local merges the samples of this node's writers. Its methods may be called
@@ -39,7 +27,7 @@ type Local struct {
 	mu      sync.Mutex
 	devices map[string]*device
 	writers []*Source
-	series  int
+	weight  int // of all devices
 	heard   time.Time
 	leftOut uint64
 }
@@ -48,6 +36,7 @@ type Local struct {
 type device struct {
 	owner    *Source // nil when its connection is gone
 	left     string  // then the name of its writer
+	weight   int     // see weight
 	gauges   map[string]*window.Gauge
 	counters map[string]*window.Counter
 	public   *Device
@@ -119,8 +108,7 @@ func (s *Source) Apply(sample *snapshot.Sample, now time.Time) error {
 }
 
 // Close ends the connection. Its devices stay, and grow old, until another
-// connection reports them, or one of the same writer's name reports only
-// others, or forgetAfter.
+// connection reports them, or they are forgotten (see forget).
 func (s *Source) Close(now time.Time) {
 	l := s.local
 	l.mu.Lock()
@@ -136,30 +124,6 @@ func (s *Source) Close(now time.Time) {
 	l.writers = slices.DeleteFunc(l.writers, func(w *Source) bool { return w == s })
 	l.log.Info("writer gone", "writer", s.writer.Name)
 	l.publish(now)
-}
-
-// admit checks what must hold before anything of the sample is taken over.
-func (s *Source) admit(sample *snapshot.Sample, now time.Time) error {
-	if sample.Elapsed < s.elapsed {
-		return fmt.Errorf("elapsed went back from %v to %v", s.elapsed, sample.Elapsed)
-	}
-	series := s.local.series
-	for i := range sample.Devices {
-		in := &sample.Devices[i]
-		series += len(in.Values) + len(in.Counters)
-		d := s.local.devices[in.ID]
-		if d == nil {
-			continue
-		}
-		series -= len(d.gauges) + len(d.counters)
-		if d.owner != nil && d.owner != s && now.Sub(d.owner.writer.Heard) <= s.local.staleAfter {
-			return fmt.Errorf("device %q is reported by another connection (%s)", in.ID, d.owner.writer.Name)
-		}
-	}
-	if series > maxSeries {
-		return fmt.Errorf("more than %d values are reported on this node", maxSeries)
-	}
-	return nil
 }
 
 // clock says when, by our clock, a sample was taken. A writer without a clock
@@ -193,6 +157,7 @@ func (s *Source) fail(reason string, heard time.Time) {
 
 func (s *Source) merge(sample *snapshot.Sample, heard time.Time) {
 	l := s.local
+	var found, gone []string
 	reported := make(map[string]bool, len(sample.Devices))
 	for i := range sample.Devices {
 		in := &sample.Devices[i]
@@ -201,12 +166,14 @@ func (s *Source) merge(sample *snapshot.Sample, heard time.Time) {
 		if d == nil {
 			d = &device{gauges: map[string]*window.Gauge{}, counters: map[string]*window.Counter{}, reported: map[string]string{}}
 			l.devices[in.ID] = d
+			found = append(found, in.ID)
 		}
 		before := d.public
-		l.series -= len(d.gauges) + len(d.counters)
 		d.owner = s
 		d.update(in, heard, heard.Sub(l.start))
-		l.series += len(d.gauges) + len(d.counters)
+		l.weight -= d.weight
+		d.weight = 1 + len(d.gauges) + len(d.counters) + len(d.public.failed)
+		l.weight += d.weight
 		l.leftOut += d.public.leftOut()
 		l.report(d, before, d.public)
 	}
@@ -216,16 +183,18 @@ func (s *Source) merge(sample *snapshot.Sample, heard time.Time) {
 		// because the devices changed must not leave the old ones to go stale.
 		heir := !s.merged && d.owner == nil && d.left != "" && d.left == sample.Writer
 		if (d.owner == s || heir) && !reported[id] {
-			l.log.Info("device gone", "device", d.public.String(), "id", id)
+			gone = append(gone, id)
 			l.drop(id)
 		}
 	}
 	s.merged = true
+	if len(found)+len(gone) > 0 {
+		l.log.Info("devices changed", "writer", sample.Writer, "found", some(found), "gone", some(gone), "devices", len(sample.Devices))
+	}
 }
 
 func (l *Local) drop(id string) {
-	d := l.devices[id]
-	l.series -= len(d.gauges) + len(d.counters)
+	l.weight -= l.devices[id].weight
 	delete(l.devices, id)
 }
 
@@ -233,7 +202,6 @@ func (l *Local) drop(id string) {
 // reported when it fails twice in a row: many need two readings to begin.
 func (l *Local) report(d *device, before, after *Device) {
 	if before == nil {
-		l.log.Info("device found", "device", after.String(), "id", after.ID, "model", after.Model)
 		before = &Device{}
 	}
 	if before.Error != after.Error {
@@ -258,11 +226,7 @@ func (l *Local) report(d *device, before, after *Device) {
 
 // publish makes the present state visible to readers and wakes those who wait.
 func (l *Local) publish(now time.Time) {
-	for id, d := range l.devices {
-		if d.owner == nil && now.Sub(d.public.Heard) > forgetAfter {
-			l.drop(id)
-		}
-	}
+	l.forget(now)
 	n := &Node{Name: l.name, Heard: l.heard, LeftOut: l.leftOut, Devices: make([]*Device, 0, len(l.devices))}
 	for d := range maps.Values(l.devices) {
 		n.Devices = append(n.Devices, d.public)

@@ -165,7 +165,7 @@ func TestDeviceGone(t *testing.T) {
 	assert.Equal(t, "GPU-1", ids(l))
 	say(t, s, 3)
 	assert.Empty(t, ids(l))
-	assert.Zero(t, l.series)
+	assert.Zero(t, l.weight)
 	assert.Equal(t, at(3), l.Node().Heard)
 }
 
@@ -205,7 +205,7 @@ func TestForgetAfter(t *testing.T) {
 	assert.Equal(t, "ACME-0 GPU-0", ids(l))
 	require.NoError(t, apply(t, acme, "acme", 86402, 86402, wear(0, 1)))
 	assert.Equal(t, "ACME-0", ids(l))
-	assert.Equal(t, 1, l.series)
+	assert.Equal(t, 2, l.weight)
 
 	// A device whose writer still lives is never forgotten, however silent.
 	silent := l.Connect()

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"gpuscaler/scaler/window"
-	"gpuscaler/shared/snapshot"
 )
 
 // Node is everything known of one node at one moment. All of it is read-only.
@@ -44,7 +43,6 @@ type Device struct {
 	ID, Vendor, Model, Parent, Profile string
 	Index, Instance                    int
 	MemoryTotalMiB                     float64
-	Processes                          []snapshot.Process
 	// Heard is when its newest reading was taken.
 	Heard time.Time
 	// Error is why nothing of it can be read, or "".

@@ -31,9 +31,9 @@ import (
 const maxConnections = 16
 
 // pace is the least time between two samples taken from one connection. A
-// writer that is faster is read more slowly, so that it cannot keep the node
-// busy; a hundred a second are ten times what the sidecar can be set to.
-const pace = 10 * time.Millisecond
+// writer that is faster is read more slowly, so that it keeps the node less
+// busy; twenty a second are twice what the sidecar can be set to.
+const pace = 50 * time.Millisecond
 
 // Sink takes the samples of one connection, one at a time.
 type Sink interface {

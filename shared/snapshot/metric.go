@@ -123,6 +123,9 @@ func isCustom(name string) bool {
 	return true
 }
 
+// Builtin says whether the metric is one of Metrics.
+func (m Metric) Builtin() bool { return !strings.HasPrefix(m.Name, customPrefix) }
+
 // UsedPercent is the share of a memory that is in use, in percent. ok is false
 // when the total is unknown.
 func UsedPercent(usedMiB, totalMiB float64) (percent float64, ok bool) {

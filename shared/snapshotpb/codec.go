@@ -36,7 +36,10 @@ func Write(w io.Writer, s *snapshot.Sample) error {
 	return err
 }
 
-// Read takes the next sample from r, skipping empty frames. io.EOF means that
+// maxEmpty is how many empty frames in a row are skipped.
+const maxEmpty = 64
+
+// Read takes the next sample from r, skipping a few empty frames. io.EOF means that
 // the stream ended between two frames. Any other error leaves r at no known
 // place: the stream has to be given up.
 //
@@ -44,7 +47,7 @@ func Write(w io.Writer, s *snapshot.Sample) error {
 // number of devices before they are unpacked, and every field before it is
 // returned.
 func Read(r *bufio.Reader) (*snapshot.Sample, error) {
-	for {
+	for range maxEmpty {
 		size, err := binary.ReadUvarint(r)
 		if err != nil {
 			return nil, err
@@ -64,6 +67,7 @@ func Read(r *bufio.Reader) (*snapshot.Sample, error) {
 		}
 		return decode(frame)
 	}
+	return nil, fmt.Errorf("more than %d empty messages in a row", maxEmpty)
 }
 
 func decode(frame []byte) (*snapshot.Sample, error) {
