@@ -1,6 +1,7 @@
 # Two commands do everything: "make run" and "make test". Both need Go, gcc and
 # make, and nothing else.
 
+BIN ?= bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
@@ -12,14 +13,14 @@ export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-build: ## Build the scaler (static), the sidecar and the fake driver into bin/
-	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o bin/ ./scaler
-	CGO_ENABLED=1 go build -trimpath -ldflags "$(LDFLAGS)" -o bin/ ./nvmlsidecar
-	go run ./nvmlsidecar/fakenvml/cmd bin
+build: ## Build the scaler (static), the sidecar and the fake driver into bin
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/ ./scaler
+	CGO_ENABLED=1 go build -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/ ./nvmlsidecar
+	go run ./nvmlsidecar/fakenvml/cmd $(BIN)
 
 run: build ## Run sidecar and scaler on this machine's GPUs, or on a recording (RUN_FOR=10s FIXTURE=testdata/t4.csv)
-	@CGO_ENABLED=0 go build -o bin/ ./scaler/cmd/demo
-	@bin/demo --bin bin
+	@CGO_ENABLED=0 go build -o $(BIN)/ ./scaler/cmd/demo
+	@$(BIN)/demo --bin $(BIN)
 
 test: ## Run all tests with the race detector
 	go test -race ./...
@@ -43,8 +44,8 @@ fixtures: ## Make the synthetic fixtures anew
 	go run ./shared/fixture/synth/cmd testdata
 
 proto: ## Generate the Go code of the .proto (needs protoc)
-	go build -o bin/ google.golang.org/protobuf/cmd/protoc-gen-go
-	protoc -I . --plugin=bin/protoc-gen-go --go_out=. --go_opt=module=gpuscaler shared/snapshotpb/sample.proto
+	go build -o $(BIN)/ google.golang.org/protobuf/cmd/protoc-gen-go
+	protoc -I . --plugin=$(BIN)/protoc-gen-go --go_out=. --go_opt=module=gpuscaler shared/snapshotpb/sample.proto
 
 clean: ## Remove what was built
-	rm -rf bin
+	rm -rf $(BIN)

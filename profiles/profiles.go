@@ -18,7 +18,7 @@ import (
 
 	"go.yaml.in/yaml/v2"
 
-	"gpuscaler/scaler/trigger/terms"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/shared/snapshot"
 )
 

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"gpuscaler/scaler/trigger/terms"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/shared/snapshot"
 )
 

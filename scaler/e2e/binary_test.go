@@ -70,7 +70,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		"gpuscaler/shared/snapshotpb":     {"gpuscaler/scaler", "gpuscaler/nvmlsidecar", "google.golang.org/grpc"},
 		"gpuscaler/scaler/window":         {"gpuscaler/shared", "gpuscaler/scaler/fleet", "\nnet\n"},
 		"gpuscaler/scaler/fleet":          {"gpuscaler/scaler/trigger", "gpuscaler/scaler/ingest", "google.golang.org/grpc", "\nnet\n"},
-		"gpuscaler/scaler/trigger/terms":  {"gpuscaler/profiles", "gpuscaler/scaler/fleet", "google.golang.org/grpc"},
+		"gpuscaler/scaler/terms":          {"gpuscaler/profiles", "gpuscaler/scaler/fleet", "google.golang.org/grpc"},
 		"gpuscaler/scaler/evaluate":       {"google.golang.org/grpc", "gpuscaler/scaler/ingest", "gpuscaler/scaler/externalscaler", "\nnet/http\n"},
 		"gpuscaler/scaler/ingest":         {"gpuscaler/scaler/fleet", "gpuscaler/scaler/externalscaler", "google.golang.org/grpc"},
 		"gpuscaler/scaler/replay":         {"gpuscaler/scaler/fleet", "gpuscaler/scaler/ingest", "google.golang.org/grpc"},

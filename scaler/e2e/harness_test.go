@@ -38,27 +38,17 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(bin)
-	for _, step := range []func() error{
-		func() error { return build("0", "gpuscaler/scaler") },
-		func() error { return build("0", "gpuscaler/scaler/cmd/demo") },
-		func() error { return build("1", "gpuscaler/nvmlsidecar") },
-		func() error { _, err := fakenvml.Build(bin); return err },
+	// The binaries that ship, by the commands that make them.
+	for _, command := range [][]string{
+		{"make", "-C", "../..", "build", "BIN=" + bin, "VERSION=e2e"},
+		{"go", "build", "-o", bin + "/", "gpuscaler/scaler/cmd/demo"},
 	} {
-		if err := step(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "%v: %v\n%s", command, err, out)
 			return 1
 		}
 	}
 	return m.Run()
-}
-
-func build(cgo, pkg string) error {
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=e2e", "-o", bin+"/", pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
-	}
-	return nil
 }
 
 // node is one GPU node: a folder with the socket, a scaler and a sidecar.

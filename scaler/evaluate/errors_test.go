@@ -222,6 +222,35 @@ func TestTwoVendors(t *testing.T) {
 
 // A reader that can read nothing explains why there are no GPUs, while another
 // vendor's answers go on.
+// A disk has a temperature too. It is no GPU: a built-in metric is NVIDIA's on
+// a node that has such GPUs, unless gpuModel asks for something else.
+func TestBuiltinMetricOfAnotherVendor(t *testing.T) {
+	disk := snapshot.Device{ID: "ACME-0", Vendor: "acme", Model: "ACME Disk", Values: values{"temperature": 33}}
+	n := newNode(t)
+	n.say("acme", 1, disk)
+	answer := func(md metadata, s float64) []string {
+		t.Helper()
+		md["metricType"] = "temperature"
+		d, err := Evaluate(parse(t, md), n.Node(), at(s), staleAfter)
+		require.NoError(t, err)
+		return used(d)
+	}
+	assert.Equal(t, []string{"acme device 0=33"}, answer(metadata{}, 1), "alone it answers")
+	n.say("nvidia's", 2, gpu(0, "NVIDIA H200", values{"temperature": 65}), gpu(1, "NVIDIA H200", values{"temperature": 66}))
+	assert.Equal(t, []string{"GPU 0=65", "GPU 1=66"}, answer(metadata{"aggregation": "min"}, 2))
+	assert.Equal(t, []string{"GPU 0=65"}, answer(metadata{"gpuIndex": "0"}, 2))
+	assert.Equal(t, []string{"acme device 0=33"}, answer(metadata{"gpuModel": "disk"}, 2))
+	assert.Equal(t, []string{"acme device 0=33"}, answer(metadata{"gpuModel": "disk", "gpuIndex": "0"}, 2))
+	n.say("nvidia's", 20, gpu(0, "NVIDIA H200", values{"temperature": 65}))
+	assert.Equal(t, []string{"GPU 0=65"}, answer(metadata{}, 20), "the disk is silent, which is no concern of the GPU's")
+
+	// GPUs that were lost before they could be read are missing, not replaced.
+	n.say("nvidia's", 21, lost(0, "GPU_IS_LOST"))
+	n.say("acme", 21, disk)
+	_, err := Evaluate(parse(t, metadata{"metricType": "temperature"}), n.Node(), at(21), staleAfter)
+	assert.ErrorContains(t, err, "GPU_IS_LOST")
+}
+
 func TestBrokenReaderBesideAGoodOne(t *testing.T) {
 	n := newNode(t)
 	silent("no driver")(n)
@@ -266,5 +295,5 @@ func TestNeverRead(t *testing.T) {
 	assert.Equal(t, []string{"GPU 0=40"}, used(d), "the instance does not take the place of the GPU's own sensor")
 	n.say("acme", 21, unread)
 	_, err = Evaluate(parse(t, metadata{"metricType": "sm_activity"}), n.Node(), at(21), staleAfter)
-	assert.EqualError(t, err, "node node-1: sm_activity cannot be read: acme device 0: BROKEN; GPU 0 MIG /1: UNKNOWN")
+	assert.EqualError(t, err, "node node-1: sm_activity cannot be read: GPU 0 MIG /1: UNKNOWN")
 }

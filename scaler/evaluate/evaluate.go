@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"gpuscaler/scaler/fleet"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/scaler/trigger"
-	"gpuscaler/scaler/trigger/terms"
 	"gpuscaler/shared/snapshot"
 )
 
@@ -120,7 +120,7 @@ func checkScope(t *trigger.Trigger) error {
 
 // inScope are the devices that gpuIndex and gpuModel leave, in node order.
 func inScope(t *trigger.Trigger, n *fleet.Node) ([]*fleet.Device, error) {
-	devices := reporting(n.Devices, t.Metric.Name)
+	devices := reporting(n.Devices, t)
 	if t.GPUIndex >= 0 {
 		gpus := filter(devices, func(d *fleet.Device) bool { return d.Parent == "" })
 		if t.GPUIndex >= len(gpus) && len(n.Devices) > 0 {
@@ -132,33 +132,47 @@ func inScope(t *trigger.Trigger, n *fleet.Node) ([]*fleet.Device, error) {
 		}
 	}
 	if t.GPUModel != "" && len(devices) > 0 {
-		like := filter(devices, func(d *fleet.Device) bool {
-			return strings.Contains(strings.ToLower(d.FullName()), strings.ToLower(t.GPUModel))
-		})
-		if len(like) == 0 {
+		named := filter(devices, func(d *fleet.Device) bool { return like(d, t.GPUModel) })
+		if len(named) == 0 {
 			return nil, fail(Impossible, "gpuModel: no GPU in scope on node %s has %q in its name; there are %s",
 				n.Name, t.GPUModel, list(devices, (*fleet.Device).FullName))
 		}
-		devices = like
+		devices = named
 	}
 	return finest(devices, t.Metric.Name), nil
 }
 
-// reporting are the devices of the vendors that are known to have the metric,
-// or all when none is: what another vendor's device does, or that it is lost,
-// is no concern of this metric, and gpuIndex does not count it.
-func reporting(devices []*fleet.Device, metric string) []*fleet.Device {
+// like says whether a device's name contains the model, or is not known
+// because the device could never be opened.
+func like(d *fleet.Device, model string) bool {
+	return strings.Contains(strings.ToLower(d.FullName()), strings.ToLower(model)) || (d.Model == "" && d.Error != "")
+}
+
+// gpuVendor is the vendor that the built-in metrics are about.
+const gpuVendor = "nvidia"
+
+// reporting are the devices of the vendors that a trigger is about: NVIDIA's
+// for a built-in metric on a node with such GPUs, unless gpuModel asks for
+// others; else those of the vendors that have the metric, or all when none is
+// known to. What another vendor's device says, or that it is lost, is no
+// concern of the GPUs', and gpuIndex does not count it.
+func reporting(devices []*fleet.Device, t *trigger.Trigger) []*fleet.Device {
 	if len(devices) == 0 || devices[0].Vendor == devices[len(devices)-1].Vendor {
 		return devices // node order is by vendor: there is only one
 	}
 	var vendors []string
 	for _, d := range devices {
-		if d.Has(metric) && !slices.Contains(vendors, d.Vendor) {
+		asked := t.GPUModel == "" || like(d, t.GPUModel)
+		has := d.Has(t.Metric.Name) || (t.Metric.Builtin() && d.Vendor == gpuVendor && d.MayHave(t.Metric.Name))
+		if asked && has && !slices.Contains(vendors, d.Vendor) {
 			vendors = append(vendors, d.Vendor)
 		}
 	}
-	if len(vendors) == 0 {
+	switch {
+	case len(vendors) == 0:
 		return devices
+	case t.Metric.Builtin() && slices.Contains(vendors, gpuVendor):
+		vendors = []string{gpuVendor}
 	}
 	return filter(devices, func(d *fleet.Device) bool { return slices.Contains(vendors, d.Vendor) })
 }

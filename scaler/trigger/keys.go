@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"gpuscaler/scaler/trigger/terms"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/shared/snapshot"
 )
 

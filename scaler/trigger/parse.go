@@ -5,7 +5,7 @@ import (
 	"strings"
 
 	"gpuscaler/profiles"
-	"gpuscaler/scaler/trigger/terms"
+	"gpuscaler/scaler/terms"
 )
 
 // Limits on one trigger's metadata.

@@ -6,7 +6,7 @@ package trigger
 import (
 	"time"
 
-	"gpuscaler/scaler/trigger/terms"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/shared/snapshot"
 )
 

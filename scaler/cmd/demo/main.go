@@ -6,7 +6,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +14,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -156,7 +156,8 @@ type process struct {
 func start(name, dir string, environment []string, path string, args ...string) *process {
 	p := &process{name: name, log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
 	p.cmd = exec.Command(path, args...)
-	p.cmd.Env = append(os.Environ(), environment...)
+	// Settings for a real node are not meant for these two.
+	p.cmd.Env = append(slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "GPUSCALER_") }), environment...)
 	// In a group of their own, so that Ctrl-C reaches us first and they are
 	// ended in order, and not without us.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
@@ -205,5 +206,5 @@ func (p *process) failure() error {
 		lines := strings.Split(strings.TrimSpace(string(all)), "\n")
 		text = strings.Join(lines[max(0, len(lines)-5):], "\n  ")
 	}
-	return errors.Join(fmt.Errorf("%s ended by itself: %w", p.name, p.err), errors.New("  "+text))
+	return fmt.Errorf("%s ended by itself (%s)\n  %s", p.name, p.cmd.ProcessState, text)
 }
