@@ -11,6 +11,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"gpuscaler/shared/snapshot"
+	"gpuscaler/shared/snapshotpb"
 )
 
 type metadata = map[string]string
@@ -212,4 +215,38 @@ func TestReplayAnswersLikeTheSidecar(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, want, got, "%v", m)
 	}
+}
+
+// A reader for other hardware is one more process on the same socket (see
+// scaler/ingest/acme_test.go for one as an outsider writes it).
+func TestAnotherVendorBesideTheGPUs(t *testing.T) {
+	t.Parallel()
+	n := startNode(t, "one-75.csv")
+	wear := metadata{"metricType": "x_wear_percent", "window": "0s"}
+	_, err := n.value(wear)
+	assert.Equal(t, codes.FailedPrecondition, status.Code(err), "nobody reports it yet: %v", err)
+
+	disk := func(i int, percent float64) snapshot.Device {
+		return snapshot.Device{ID: fmt.Sprint("ACME-", i), Vendor: "acme", Model: "ACME Disk", Index: i,
+			Values: map[string]float64{"x_wear_percent": percent}}
+	}
+	acme := n.writer()
+	for _, percent := range []float64{12, 30} {
+		require.NoError(t, snapshotpb.Write(acme, &snapshot.Sample{Writer: "acme", Devices: []snapshot.Device{disk(0, percent), disk(1, percent+5)}}))
+		n.eventually(2*time.Second, func() error {
+			if v, err := n.value(wear); err != nil || v != percent+5 {
+				return fmt.Errorf("%v, %w", v, err)
+			}
+			return nil
+		})
+	}
+	first, err := n.value(metadata{"metricType": "x_wear_percent", "window": "0s", "gpuIndex": "0"})
+	require.NoError(t, err)
+	assert.Equal(t, 30.0, first)
+	active, err := n.IsActive(t.Context(), n.ref(metadata{"metricType": "x_wear_percent", "activationThreshold": "50"}))
+	require.NoError(t, err)
+	assert.False(t, active.GetResult())
+	gpus, err := n.value(metadata{})
+	require.NoError(t, err)
+	assert.Equal(t, 75.0, gpus)
 }
