@@ -116,18 +116,24 @@ func start(t *Trigger, g given, set *profiles.Set) error {
 	return nil
 }
 
-// contradictions are pairs of keys of which a trigger may have only one.
-var contradictions = [...][2]string{
-	{keyTargetGPU, keyTargetMem},
-	{keyTargetGPU, keyMetricType},
-	{keyTargetGPU, keyTarget},
-	{keyTargetMem, keyMetricType},
-	{keyTargetMem, keyTarget},
-}
+// contradictions are pairs of keys, by their place in sorted, of which a trigger
+// may have only one.
+var contradictions = func() (pairs [][2]int) {
+	for _, pair := range [][2]string{
+		{keyTargetGPU, keyTargetMem},
+		{keyTargetGPU, keyMetricType},
+		{keyTargetGPU, keyTarget},
+		{keyTargetMem, keyMetricType},
+		{keyTargetMem, keyTarget},
+	} {
+		pairs = append(pairs, [2]int{position[pair[0]], position[pair[1]]})
+	}
+	return pairs
+}()
 
 func contradiction(found *[len(table)]given, t *Trigger) error {
 	for _, pair := range contradictions {
-		a, b := found[position[pair[0]]], found[position[pair[1]]]
+		a, b := &found[pair[0]], &found[pair[1]]
 		if a.key != "" && b.key != "" {
 			return &Error{Key: a.key, Value: a.value, Reason: fmt.Sprintf("%s contradicts %s %s; only one of the two is allowed",
 				terms.Quote(a.value), b.key, terms.Quote(b.value))}
