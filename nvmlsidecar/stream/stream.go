@@ -29,7 +29,10 @@ type Stream struct {
 	socket  string
 	timeout time.Duration
 	log     *slog.Logger
-	latest  chan handed
+	// latest is filled by Send alone, or Send would have to wait.
+	latest chan handed
+	// unsent is what the last connection broke on. Of Run alone.
+	unsent *handed
 }
 
 // handed is a sample and when it was handed over.
@@ -94,22 +97,39 @@ func (s *Stream) deliver(ctx context.Context, delivered func()) error {
 	defer stop()
 	s.log.Info("connected to the scaler", "socket", s.socket)
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case next := <-s.latest:
-			if time.Since(next.at) > s.timeout {
-				continue
-			}
-			if err := s.write(conn, next.sample); err != nil {
-				select { // for the next connection, unless there is a newer one
-				case s.latest <- next:
-				default:
-				}
-				return err
-			}
-			delivered()
+		next, err := s.next(ctx)
+		if err != nil {
+			return err
 		}
+		if time.Since(next.at) > s.timeout {
+			continue
+		}
+		if err := s.write(conn, next.sample); err != nil {
+			s.unsent = &next // for the next connection
+			return err
+		}
+		delivered()
+	}
+}
+
+// next is the newest sample there is: that of Send, else the one that the last
+// connection broke on, else the one that comes.
+func (s *Stream) next(ctx context.Context) (handed, error) {
+	unsent := s.unsent
+	s.unsent = nil
+	if unsent != nil {
+		select {
+		case next := <-s.latest:
+			return next, nil
+		default:
+			return *unsent, nil
+		}
+	}
+	select {
+	case <-ctx.Done():
+		return handed{}, ctx.Err()
+	case next := <-s.latest:
+		return next, nil
 	}
 }
 

@@ -296,3 +296,52 @@ func TestOutageIsLogged(t *testing.T) {
 		assert.Equal(t, 1, strings.Count(log.String(), broken), log.String())
 	})
 }
+
+// What a broken connection did not take goes to the next one, without waiting
+// for a newer sample.
+func TestUnsentGoesToTheNextConnection(t *testing.T) {
+	path := socketPath(t)
+	l := listen(t, path)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	s := New(path, 5*time.Second, slog.New(slog.DiscardHandler))
+	go func() { defer close(ended); s.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	first, err := l.Accept()
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+	s.Send(&snapshot.Sample{Writer: "once"})
+	second, err := l.Accept()
+	require.NoError(t, err)
+	defer second.Close()
+	require.NoError(t, second.SetReadDeadline(time.Now().Add(10*time.Second)))
+	got, err := snapshotpb.Read(bufio.NewReader(second))
+	require.NoError(t, err)
+	assert.Equal(t, "once", got.Writer)
+}
+
+// A scaler that breaks every connection, and then is gone, must not hold up who
+// takes the samples: that one also listens for the signal to stop.
+func TestSendNeverBlocksWhileConnectionsBreak(t *testing.T) {
+	path := socketPath(t)
+	l := listen(t, path)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.Close()
+		}
+	}()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	s := New(path, time.Second, slog.New(slog.DiscardHandler))
+	go func() { defer close(ended); s.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); {
+		began := time.Now()
+		s.Send(&snapshot.Sample{Writer: "w"})
+		require.Less(t, time.Since(began), 50*time.Millisecond, "Send has to wait for nobody")
+	}
+}
