@@ -1,0 +1,207 @@
+// Package binaries builds the programs of the cluster under test from their Go
+// modules, once, into a cache folder. It must not know how they are run.
+package binaries
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// module is one folder of tools: a go.mod whose tool lines name the programs.
+type module struct {
+	name string
+	// from is the module that data comes from, data the files or folders of it
+	// that are kept beside the programs.
+	from string
+	data []string
+}
+
+var modules = []module{
+	{name: "etcd"},
+	{name: "kubernetes"},
+	{name: "kwok", from: "sigs.k8s.io/kwok", data: []string{
+		"kustomize/stage/pod/fast", "kustomize/stage/node/fast", "kustomize/stage/node/heartbeat-with-lease",
+	}},
+	{name: "keda", from: "github.com/kedacore/keda/v2", data: []string{"config/crd/bases"}},
+}
+
+// node is what a real node needs besides.
+var node = module{name: "kubelet"}
+
+// Set is where the built programs are.
+type Set struct {
+	root    string // of the cache
+	folders map[string]string
+}
+
+// Path is where a program of a module is, e.g. Path("keda", "operator").
+func (s *Set) Path(module, program string) string {
+	return filepath.Join(s.folders[module], program)
+}
+
+// Data lists the YAML files kept of a module, e.g. Data("keda").
+func (s *Set) Data(module string) ([]string, error) {
+	return filepath.Glob(filepath.Join(s.folders[module], "data", "*.yaml"))
+}
+
+// Cache is the folder for whatever else is worth keeping between runs.
+func (s *Set) Cache() string { return s.root }
+
+// Options say what to build and where.
+type Options struct {
+	// Source is the folder deploy/e2e.
+	Source string
+	// Cache is where the programs are kept; empty is GPUSCALER_E2E_CACHE, else
+	// gpuscaler/e2e in the user's cache folder.
+	Cache string
+	// RealNode adds what a real node needs.
+	RealNode bool
+	// Progress is told what is going on; it may take a while.
+	Progress func(string)
+}
+
+// Build builds what is not in the cache yet. From an empty build cache it takes
+// some 10 to 15 minutes on 2 cores, later no time.
+func Build(ctx context.Context, o Options) (*Set, error) {
+	root, err := cacheFolder(o.Cache)
+	if err != nil {
+		return nil, err
+	}
+	s := &Set{root: root, folders: make(map[string]string)}
+	wanted := modules
+	if o.RealNode {
+		wanted = append(wanted[:len(wanted):len(wanted)], node)
+	}
+	for i, m := range wanted {
+		source := filepath.Join(o.Source, "tools", m.name)
+		key, err := cacheKey(m, source)
+		if err != nil {
+			return nil, err
+		}
+		folder := filepath.Join(root, m.name+"-"+key)
+		s.folders[m.name] = folder
+		if _, err := os.Stat(folder); err == nil {
+			continue
+		}
+		o.Progress(fmt.Sprintf("building %s (%d of %d, once; the lot takes some 15 minutes on 2 cores)", m.name, i+1, len(wanted)))
+		started := time.Now()
+		if err := build(ctx, m, source, folder); err != nil {
+			return nil, fmt.Errorf("building %s: %w", m.name, err)
+		}
+		o.Progress(fmt.Sprintf("built %s in %s", m.name, time.Since(started).Round(time.Second)))
+	}
+	return s, nil
+}
+
+func cacheFolder(given string) (string, error) {
+	if given == "" {
+		given = os.Getenv("GPUSCALER_E2E_CACHE")
+	}
+	if given != "" {
+		return filepath.Abs(given)
+	}
+	user, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("no cache folder: %w; set GPUSCALER_E2E_CACHE", err)
+	}
+	return filepath.Join(user, "gpuscaler", "e2e"), nil
+}
+
+// cacheKey changes with everything that changes the programs.
+func cacheKey(m module, source string) (string, error) {
+	h := sha256.New()
+	fmt.Fprintln(h, runtime.Version(), runtime.GOARCH, m)
+	for _, name := range []string{"go.mod", "go.sum"} {
+		text, err := os.ReadFile(filepath.Join(source, name))
+		if err != nil {
+			return "", err
+		}
+		h.Write(text)
+	}
+	return hex.EncodeToString(h.Sum(nil))[:12], nil
+}
+
+// build makes the folder in one step, so that it is whole or not there.
+func build(ctx context.Context, m module, source, folder string) error {
+	if err := os.MkdirAll(filepath.Dir(folder), 0o755); err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp(filepath.Dir(folder), ".building-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(work) }()
+	if err := os.Chmod(work, 0o755); err != nil {
+		return err
+	}
+	if _, err := run(ctx, source, "build", "-trimpath", "-ldflags=-s -w", "-o", work+"/", "tool"); err != nil {
+		return err
+	}
+	if err := keepData(ctx, m, source, filepath.Join(work, "data")); err != nil {
+		return err
+	}
+	err = os.Rename(work, folder)
+	if _, there := os.Stat(folder); there == nil {
+		return nil // another process was quicker
+	}
+	return err
+}
+
+// keepData copies the YAML files of the module's own sources.
+func keepData(ctx context.Context, m module, source, to string) error {
+	if len(m.data) == 0 {
+		return nil
+	}
+	out, err := run(ctx, source, "list", "-m", "-f", "{{.Dir}}", m.from)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	for _, data := range m.data {
+		files, err := filepath.Glob(filepath.Join(strings.TrimSpace(out), data, "*.yaml"))
+		if err != nil {
+			return err
+		}
+		for _, file := range files {
+			if filepath.Base(file) == "kustomization.yaml" {
+				continue
+			}
+			text, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(to, filepath.Base(file)), text, 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// run is the go command in a folder of tools.
+func run(ctx context.Context, dir string, args ...string) (string, error) {
+	c := exec.CommandContext(ctx, "go", args...)
+	c.Dir = dir
+	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly -buildvcs=false", "GOWORK=off")
+	var out, log strings.Builder
+	c.Stdout = &out
+	c.Stderr = io.Writer(&log)
+	err := c.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return "", fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, log.String())
+	}
+	return out.String(), err
+}

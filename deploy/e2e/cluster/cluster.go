@@ -1,0 +1,161 @@
+// Package cluster runs a real Kubernetes and a real KEDA as plain processes,
+// with GPU nodes that have no GPU: KWOK nodes with the real sidecar on the fake
+// driver and the real scaler, and one real node with a kubelet and containers.
+// It must not know what is tested on it.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	kedav1alpha1 "github.com/kedacore/keda/v2/apis/keda/v1alpha1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gpuscaler/deploy/e2e/binaries"
+	"gpuscaler/deploy/e2e/pki"
+	"gpuscaler/deploy/e2e/process"
+)
+
+// Options say what the cluster is made of.
+type Options struct {
+	Binaries *binaries.Set
+	// Product is the folder with scaler, nvmlsidecar and the fake driver.
+	Product string
+	// Dir is where the cluster keeps its data and logs. It must be short: Unix
+	// sockets are in it.
+	Dir string
+	// DefaultPeriods leaves the HPA's periods as a user finds them: it looks every
+	// 15 s and waits 5 minutes before it scales down. Else it is 1 s and 3 s.
+	DefaultPeriods bool
+	// NodeIP is the address that a real node and its pods reach the API server at;
+	// it must be of a network namespace of our own. Empty: loopback only.
+	NodeIP string
+	// Progress is told what is going on.
+	Progress func(string)
+}
+
+// Cluster is a running cluster.
+type Cluster struct {
+	// Client may do everything.
+	Client client.Client
+	// Kubeconfig is a file for kubectl, with the same rights.
+	Kubeconfig string
+
+	o         Options
+	processes *process.Group
+	api       endpoint
+	ca        *pki.CA // of the API server, its clients and KEDA
+	rest      *rest.Config
+	web       *http.Client // of the API server
+}
+
+// endpoint is an address on loopback.
+type endpoint struct{ port string }
+
+func (e endpoint) String() string { return "127.0.0.1:" + e.port }
+
+// Start brings a cluster up; it takes some ten seconds. When it fails nothing
+// is left but the logs.
+func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
+	c := &Cluster{o: o, processes: process.NewGroup(filepath.Join(o.Dir, "logs"))}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.Stop())
+		}
+	}()
+	for _, dir := range []string{"logs", "pki", "etcd", "nodes"} {
+		if err := os.MkdirAll(filepath.Join(o.Dir, dir), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"Kubernetes", c.startControlPlane},
+		{"fake nodes", c.startKWOK},
+		{"KEDA", c.startKEDA},
+	} {
+		started := time.Now()
+		if err := step.do(ctx); err != nil {
+			return nil, fmt.Errorf("starting %s: %w", step.name, err)
+		}
+		o.Progress(fmt.Sprintf("%s is up (%s)", step.name, time.Since(started).Round(100*time.Millisecond)))
+	}
+	return c, nil
+}
+
+// Stop ends everything that was started, in reverse order.
+func (c *Cluster) Stop() error { return c.processes.Stop() }
+
+// Logs is the folder of the logs.
+func (c *Cluster) Logs() string { return filepath.Join(c.o.Dir, "logs") }
+
+// Processes is where further programs of the cluster may be started.
+func (c *Cluster) Processes() *process.Group { return c.processes }
+
+// file is a path in the cluster's folder.
+func (c *Cluster) file(path ...string) string {
+	return filepath.Join(append([]string{c.o.Dir}, path...)...)
+}
+
+// newClient is a client that knows KEDA's types too.
+func newClient(config *rest.Config) (client.Client, error) {
+	scheme := runtime.NewScheme()
+	if err := clientscheme.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	if err := kedav1alpha1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	return client.New(config, client.Options{Scheme: scheme})
+}
+
+// Until repeats check until it succeeds. When ctx ends first, or one of the
+// programs that it depends on ends, the error says what was wrong last.
+func Until(ctx context.Context, check func(context.Context) error, needs ...*process.Process) error {
+	for {
+		last := check(ctx)
+		if last == nil {
+			return nil
+		}
+		for _, p := range needs {
+			if err := p.Ended(); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", context.Cause(ctx), last)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// freeEndpoints finds free ports on loopback: held all at once, so that they
+// differ.
+func freeEndpoints(n int) ([]endpoint, error) {
+	var found []endpoint
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = l.Close() }()
+		_, port, err := net.SplitHostPort(l.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, endpoint{port})
+	}
+	return found, nil
+}

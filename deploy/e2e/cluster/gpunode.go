@@ -1,0 +1,147 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"gpuscaler/deploy/e2e/process"
+	"gpuscaler/nvmlsidecar/fakenvml"
+)
+
+// GPUResource is what pods ask for.
+const GPUResource = "nvidia.com/gpu"
+
+// GPUNode is a KWOK node with the real sidecar on the fake driver and the real
+// scaler, joined by the real socket.
+type GPUNode struct {
+	Name string
+	// Address is KEDA's port of the scaler, as scalerAddress has it; HTTP is
+	// where /healthz, /readyz and /state are.
+	Address, HTTP string
+	// Scaler and Sidecar are the running programs; nil while stopped.
+	Scaler, Sidecar *process.Process
+
+	c       *Cluster
+	o       GPUNodeOptions
+	dir     string
+	control *fakenvml.Control
+}
+
+// GPUNodeOptions say what a node has.
+type GPUNodeOptions struct {
+	Name string
+	// Fixture is the recording that the driver plays.
+	Fixture string
+	// GPUs is how many the node offers to the scheduler; 0 is 8.
+	GPUs int
+	// Speed is how fast the recording plays; 0 is 1.
+	Speed float64
+	// Interval is the sidecar's; 0 is its default, a second.
+	Interval time.Duration
+	// ScalerFlags are added to the scaler's.
+	ScalerFlags []string
+}
+
+// AddGPUNode adds a node and waits until its scaler has readings.
+func (c *Cluster) AddGPUNode(ctx context.Context, o GPUNodeOptions) (*GPUNode, error) {
+	ports, err := freeEndpoints(2)
+	if err != nil {
+		return nil, err
+	}
+	if o.GPUs == 0 {
+		o.GPUs = 8
+	}
+	n := &GPUNode{Name: o.Name, Address: ports[0].String(), HTTP: ports[1].String(), c: c, o: o, dir: c.file("nodes", o.Name)}
+	n.control = fakenvml.NewControl(filepath.Join(n.dir, "control"))
+	if err := os.MkdirAll(n.dir, 0o755); err != nil {
+		return nil, err
+	}
+	if err := c.addFakeNode(ctx, o.Name, o.GPUs); err != nil {
+		return nil, err
+	}
+	if err := n.StartScaler(); err != nil {
+		return nil, err
+	}
+	if err := n.StartSidecar(); err != nil {
+		return nil, err
+	}
+	return n, n.WaitReady(ctx)
+}
+
+// addFakeNode registers a node that KWOK plays.
+func (c *Cluster) addFakeNode(ctx context.Context, name string, gpus int) error {
+	resources := corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("64"), corev1.ResourceMemory: resource.MustParse("512Gi"),
+		corev1.ResourcePods: resource.MustParse("110"), GPUResource: resource.MustParse(strconv.Itoa(gpus)),
+	}
+	node := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: name, Annotations: map[string]string{kwokMark: "fake"},
+			Labels: map[string]string{corev1.LabelHostname: name, corev1.LabelOSStable: "linux", corev1.LabelArchStable: "amd64", "nvidia.com/gpu.present": "true"},
+		},
+		Spec:   corev1.NodeSpec{Taints: []corev1.Taint{{Key: kwokMark, Value: "fake", Effect: corev1.TaintEffectNoSchedule}}},
+		Status: corev1.NodeStatus{Capacity: resources, Allocatable: resources},
+	}
+	if err := c.Client.Create(ctx, node); err != nil {
+		return fmt.Errorf("node %s: %w", name, err)
+	}
+	return nil
+}
+
+// StartScaler starts the scaler on the node's ports.
+func (n *GPUNode) StartScaler() (err error) {
+	n.Scaler, err = n.c.processes.Start(process.Spec{
+		Name: n.Name + "-scaler", Path: filepath.Join(n.c.o.Product, "scaler"), Args: append([]string{
+			"serve", "--nvml-socket=" + n.socket(), "--listen=" + n.Address, "--http=" + n.HTTP, "--node-name=" + n.Name, "--log-level=debug",
+		}, n.o.ScalerFlags...),
+	})
+	return err
+}
+
+// StartSidecar starts the reader on the fake driver.
+func (n *GPUNode) StartSidecar() (err error) {
+	args := []string{"--socket=" + n.socket(), "--nvml-library=" + filepath.Join(n.c.o.Product, fakenvml.Name)}
+	if n.o.Interval > 0 {
+		args = append(args, "--interval="+n.o.Interval.String())
+	}
+	env := []string{"FAKENVML_FIXTURE=" + n.o.Fixture, "FAKENVML_CONTROL=" + n.control.Path()}
+	if n.o.Speed > 0 {
+		env = append(env, fmt.Sprintf("FAKENVML_SPEED=%g", n.o.Speed))
+	}
+	n.Sidecar, err = n.c.processes.Start(process.Spec{
+		Name: n.Name + "-sidecar", Path: filepath.Join(n.c.o.Product, "nvmlsidecar"), Args: args, Env: env,
+	})
+	return err
+}
+
+// WaitReady waits until the scaler has fresh readings.
+func (n *GPUNode) WaitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
+	return Until(ctx, func(ctx context.Context) error {
+		return answers(ctx, http.DefaultClient, "http://"+n.HTTP+"/readyz")
+	}, n.Scaler, n.Sidecar)
+}
+
+// Driver controls the fake driver: load and faults, in the words of
+// [fakenvml.Control].
+func (n *GPUNode) Driver(lines ...string) error { return n.control.Set(lines...) }
+
+// Stop ends both programs. The KWOK node stays.
+func (n *GPUNode) Stop() error {
+	if err := n.Sidecar.Stop(); err != nil {
+		return err
+	}
+	return n.Scaler.Stop()
+}
+
+func (n *GPUNode) socket() string { return filepath.Join(n.dir, "nvml.sock") }
