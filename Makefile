@@ -1,5 +1,5 @@
 # Two commands do everything: "make run" and "make test". Both need Go, gcc and
-# make, and nothing else.
+# make, and nothing else; so does "make cluster".
 
 BIN ?= bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # go-nvml declares all of NVML, its deprecated functions too; nobody calls those.
 export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 
-.PHONY: help build run test bench fuzz lint images image-bases fixtures proto clean
+.PHONY: help build run test cluster e2e bench fuzz lint images image-bases fixtures proto clean
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,13 @@ run: build ## Run sidecar and scaler on this machine's GPUs, or on a recording (
 
 test: ## Run all tests with the race detector
 	go test -race ./...
+
+cluster: ## A real Kubernetes with KEDA and three GPU nodes to look at, no GPU needed (Ctrl-C removes it)
+	@cd deploy/e2e && go build -o $(abspath $(BIN))/ ./cmd/cluster
+	@exec $(BIN)/cluster --repo .
+
+e2e: ## Test on a real Kubernetes with KEDA; as root also on a real node (15 minutes more the first time)
+	cd deploy/e2e && go test -count=1 -timeout 45m -parallel 40 ./...
 
 bench: ## Measure, and print the ratios that matter
 	go test -run '^$$' -bench . -benchtime 1x ./scaler/bench

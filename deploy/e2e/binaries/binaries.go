@@ -22,8 +22,9 @@ type module struct {
 	name string
 	// from is the module that data comes from, data the files or folders of it
 	// that are kept beside the programs.
-	from string
-	data []string
+	from  string
+	data  []string
+	patch patch
 }
 
 var modules = []module{
@@ -32,7 +33,11 @@ var modules = []module{
 	{name: "kwok", from: "sigs.k8s.io/kwok", data: []string{
 		"kustomize/stage/pod/fast", "kustomize/stage/node/fast", "kustomize/stage/node/heartbeat-with-lease",
 	}},
-	{name: "keda", from: "github.com/kedacore/keda/v2", data: []string{"config/crd/bases"}},
+	{name: "keda", from: "github.com/kedacore/keda/v2", data: []string{"config/crd/bases"}, patch: patch{
+		// The adapter's own metrics would listen on all interfaces.
+		file: "cmd/adapter/main.go",
+		line: `fmt.Sprintf(":%v", metricsAPIServerPort)`, instead: `fmt.Sprintf("127.0.0.1:%v", metricsAPIServerPort)`,
+	}},
 }
 
 // node is what a real node needs besides.
@@ -144,10 +149,28 @@ func build(ctx context.Context, m module, source, folder string) error {
 	if err := os.Chmod(work, 0o755); err != nil {
 		return err
 	}
-	if _, err := run(ctx, source, "build", "-trimpath", "-ldflags=-s -w", "-o", work+"/", "tool"); err != nil {
+	arguments := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", work + "/"}
+	if m.from != "" {
+		from, err := run(ctx, source, "list", "-m", "-f", "{{.Dir}}", m.from)
+		if err != nil {
+			return err
+		}
+		from = strings.TrimSpace(from)
+		if err := keepData(m, from, filepath.Join(work, "data")); err != nil {
+			return err
+		}
+		if m.patch.file != "" {
+			modfile, err := m.patch.apply(ctx, m.from, from, source, filepath.Join(work, "src"))
+			if err != nil {
+				return err
+			}
+			arguments = append(arguments, "-modfile="+modfile)
+		}
+	}
+	if _, err := run(ctx, source, append(arguments, "tool")...); err != nil {
 		return err
 	}
-	if err := keepData(ctx, m, source, filepath.Join(work, "data")); err != nil {
+	if err := os.RemoveAll(filepath.Join(work, "src")); err != nil {
 		return err
 	}
 	err = os.Rename(work, folder)
@@ -158,19 +181,12 @@ func build(ctx context.Context, m module, source, folder string) error {
 }
 
 // keepData copies the YAML files of the module's own sources.
-func keepData(ctx context.Context, m module, source, to string) error {
-	if len(m.data) == 0 {
-		return nil
-	}
-	out, err := run(ctx, source, "list", "-m", "-f", "{{.Dir}}", m.from)
-	if err != nil {
-		return err
-	}
+func keepData(m module, from, to string) error {
 	if err := os.MkdirAll(to, 0o755); err != nil {
 		return err
 	}
 	for _, data := range m.data {
-		files, err := filepath.Glob(filepath.Join(strings.TrimSpace(out), data, "*.yaml"))
+		files, err := filepath.Glob(filepath.Join(from, data, "*.yaml"))
 		if err != nil {
 			return err
 		}

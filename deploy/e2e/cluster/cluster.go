@@ -89,7 +89,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 		if err := step.do(ctx); err != nil {
 			return nil, fmt.Errorf("starting %s: %w", step.name, err)
 		}
-		o.Progress(fmt.Sprintf("%s is up (%s)", step.name, time.Since(started).Round(100*time.Millisecond)))
+		o.Progress(fmt.Sprintf("started %s in %s", step.name, time.Since(started).Round(100*time.Millisecond)))
 	}
 	return c, nil
 }

@@ -5,24 +5,27 @@ import (
 	"fmt"
 
 	kedav1alpha1 "github.com/kedacore/keda/v2/apis/keda/v1alpha1"
-	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// Workload is a Deployment of one GPU a pod in a namespace of its own.
+// Workload is a Deployment or StatefulSet of one GPU a pod.
 type Workload struct {
 	Name, Namespace string
-	c               *Cluster
+	// Kind is Deployment or StatefulSet.
+	Kind string
+	c    *Cluster
 }
 
-// deployment has the workload's name, its node (empty: any fake one) and its
-// replicas. No image is pulled: KWOK plays the pods.
-const deployment = `
+// manifest has the workload's name, the selector of its node, its replicas and
+// its kind. No image is pulled: KWOK plays the pods.
+const manifest = `
 apiVersion: apps/v1
-kind: Deployment
+kind: %[4]s
 metadata: {name: %[1]s}
 spec:
   replicas: %[3]d
@@ -39,15 +42,36 @@ spec:
 // AddWorkload creates a namespace with a Deployment, both of that name, on a
 // node (empty: on any fake one).
 func (c *Cluster) AddWorkload(ctx context.Context, name, node string, replicas int) (*Workload, error) {
-	w := &Workload{Name: name, Namespace: name, c: c}
+	w := c.Workload(name, name)
 	if err := c.Client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
 		return nil, err
 	}
+	return w, w.Deploy(ctx, node, replicas)
+}
+
+// Workload is a Deployment of a namespace that is there already; Deploy creates it.
+func (c *Cluster) Workload(namespace, name string) *Workload {
+	return &Workload{Name: name, Namespace: namespace, Kind: "Deployment", c: c}
+}
+
+// Named is another workload in the same namespace.
+func (w *Workload) Named(name string) *Workload {
+	return &Workload{Name: name, Namespace: w.Namespace, Kind: w.Kind, c: w.c}
+}
+
+// Deploy creates the workload on a node (empty: on any fake one).
+func (w *Workload) Deploy(ctx context.Context, node string, replicas int) error {
 	selector := "{}"
 	if node != "" {
 		selector = "{kubernetes.io/hostname: " + node + "}"
 	}
-	return w, c.ApplyIn(ctx, name, fmt.Sprintf(deployment, name, selector, replicas))
+	return w.Apply(ctx, fmt.Sprintf(manifest, w.Name, selector, replicas, w.Kind))
+}
+
+// Scale sets the replicas, as "kubectl scale" does.
+func (w *Workload) Scale(ctx context.Context, replicas int) error {
+	scale := &autoscalingv1.Scale{Spec: autoscalingv1.ScaleSpec{Replicas: int32(replicas)}}
+	return w.c.Client.SubResource("scale").Update(ctx, w.object(), client.WithSubResourceBody(scale))
 }
 
 // Apply applies manifests in the workload's namespace.
@@ -55,13 +79,27 @@ func (w *Workload) Apply(ctx context.Context, manifests string) error {
 	return w.c.ApplyIn(ctx, w.Namespace, manifests)
 }
 
-// Replicas is how many the Deployment asks for and how many are ready.
+// Replicas is how many are asked for and how many are ready.
 func (w *Workload) Replicas(ctx context.Context) (wanted, ready int, err error) {
-	d := &appsv1.Deployment{}
-	if err := w.c.Client.Get(ctx, w.key(w.Name), d); err != nil {
+	o := w.object()
+	if err := w.c.Client.Get(ctx, w.key(w.Name), o); err != nil {
 		return 0, 0, err
 	}
-	return int(*d.Spec.Replicas), int(d.Status.ReadyReplicas), nil
+	spec, _, err := unstructured.NestedInt64(o.Object, "spec", "replicas")
+	if err != nil {
+		return 0, 0, err
+	}
+	status, _, err := unstructured.NestedInt64(o.Object, "status", "readyReplicas") // absent is 0
+	return int(spec), int(status), err
+}
+
+func (w *Workload) object() *unstructured.Unstructured {
+	o := &unstructured.Unstructured{}
+	o.SetAPIVersion("apps/v1")
+	o.SetKind(w.Kind)
+	o.SetNamespace(w.Namespace)
+	o.SetName(w.Name)
+	return o
 }
 
 // ScaledObject is the workload's ScaledObject, which has its name.
@@ -76,18 +114,37 @@ func (w *Workload) HPA(ctx context.Context) (*autoscalingv2.HorizontalPodAutosca
 	return h, w.c.Client.Get(ctx, w.key("keda-hpa-"+w.Name), h)
 }
 
-// Events are the messages about the workload's ScaledObject and HPA, as
-// "kubectl describe" shows them.
-func (w *Workload) Events(ctx context.Context) ([]string, error) {
+// Annotate sets an annotation of the ScaledObject; an empty value removes it.
+func (w *Workload) Annotate(ctx context.Context, key, value string) error {
+	o, err := w.ScaledObject(ctx)
+	if err != nil {
+		return err
+	}
+	before := o.DeepCopy()
+	if value == "" {
+		delete(o.Annotations, key)
+	} else {
+		metav1.SetMetaDataAnnotation(&o.ObjectMeta, key, value)
+	}
+	return w.c.Client.Patch(ctx, o, client.MergeFrom(before))
+}
+
+// Messages are the events of the namespace and the conditions of the
+// ScaledObject, as "kubectl describe" shows them.
+func (w *Workload) Messages(ctx context.Context) ([]string, error) {
 	list := &corev1.EventList{}
 	if err := w.c.Client.List(ctx, list, client.InNamespace(w.Namespace)); err != nil {
 		return nil, err
 	}
 	var messages []string
 	for _, e := range list.Items {
-		messages = append(messages, fmt.Sprintf("%s %s %s: %s", e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message))
+		messages = append(messages, fmt.Sprintf("%s %s: %s: %s", e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message))
 	}
-	return messages, nil
+	o, err := w.ScaledObject(ctx)
+	for _, c := range o.Status.Conditions {
+		messages = append(messages, fmt.Sprintf("ScaledObject %s: %s=%s: %s: %s", o.Name, c.Type, c.Status, c.Reason, c.Message))
+	}
+	return messages, err
 }
 
 func (w *Workload) key(name string) client.ObjectKey {

@@ -1,0 +1,94 @@
+// Command cluster is a real Kubernetes with KEDA and gpuscaler for a person to
+// look at: three GPU nodes that play recorded load, and a vLLM-like Deployment
+// that scales on it. Ctrl-C removes everything.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"gpuscaler/deploy/e2e/binaries"
+	"gpuscaler/deploy/e2e/cluster"
+)
+
+type flags struct {
+	Repo string        `default:"../.." help:"Root of the repository."`
+	For  time.Duration `env:"RUN_FOR" help:"End by itself after this time. 0: never."`
+}
+
+func main() {
+	var f flags
+	kong.Parse(&f, kong.Description("A real Kubernetes with KEDA, three GPU nodes without a GPU, and a Deployment that scales."))
+	os.Exit(run(f))
+}
+
+func run(f flags) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	err := show(ctx, f)
+	if err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "cluster:", err)
+		return 1
+	}
+	return 0
+}
+
+var began = time.Now()
+
+// say tells how far it is, after how many seconds.
+func say(line string) { fmt.Printf("%5.0f s  %s\n", time.Since(began).Seconds(), line) }
+
+// show brings the cluster up and follows it until ctx is done.
+func show(ctx context.Context, f flags) (err error) {
+	dir, err := os.MkdirTemp("", "gpus-cluster-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err == nil || errors.Is(err, context.Canceled) {
+			err = errors.Join(err, os.RemoveAll(dir))
+			return
+		}
+		fmt.Fprintln(os.Stderr, "logs are in", filepath.Join(dir, "logs"))
+	}()
+	repo, err := filepath.Abs(f.Repo)
+	if err != nil {
+		return err
+	}
+	set, err := binaries.Build(ctx, binaries.Options{Source: filepath.Join(repo, "deploy", "e2e"), Progress: say})
+	if err != nil {
+		return err
+	}
+	say("building gpuscaler")
+	if err := binaries.Product(ctx, repo, filepath.Join(dir, "bin")); err != nil {
+		return err
+	}
+	c, err := cluster.Start(ctx, cluster.Options{Binaries: set, Product: filepath.Join(dir, "bin"), Dir: dir, Progress: say})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		say("ending all processes")
+		err = errors.Join(err, c.Stop())
+	}()
+	s, err := setScene(ctx, c, filepath.Join(repo, "testdata"))
+	if err != nil {
+		return err
+	}
+	fmt.Printf("\n  export KUBECONFIG=%s\n  export PATH=%s:$PATH    # has kubectl\n  kubectl get scaledobject,hpa,pods\n  kubectl describe scaledobject vllm\n\nCtrl-C ends and removes it.\n\n",
+		c.Kubeconfig, filepath.Dir(set.Path("kubernetes", "kubectl")))
+	if f.For > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, f.For, context.Canceled)
+		defer cancel()
+	}
+	return s.follow(ctx)
+}

@@ -1,0 +1,124 @@
+package scenarios
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	gopsnet "github.com/shirou/gopsutil/v4/net"
+	gops "github.com/shirou/gopsutil/v4/process"
+	"github.com/stretchr/testify/require"
+
+	"gpuscaler/deploy/e2e/cluster"
+)
+
+// shown is "make cluster" as a person has it, in a process of its own.
+type shown struct {
+	*testing.T
+	ctx    context.Context
+	cmd    *exec.Cmd
+	folder string
+	// children are all programs of the cluster.
+	children []*gops.Process
+}
+
+func showCluster(t *testing.T) *shown {
+	t.Helper()
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	bin := filepath.Join(t.TempDir(), "cluster")
+	out, err := exec.CommandContext(ctx, "go", "build", "-o", bin, "../cmd/cluster").CombinedOutput()
+	require.NoError(t, err, string(out))
+	s := &shown{T: t, ctx: ctx, cmd: exec.CommandContext(ctx, bin, "--repo", repo)}
+	s.cmd.Stderr = os.Stderr
+	stdout, err := s.cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, s.cmd.Start())
+	t.Cleanup(func() { _ = s.cmd.Process.Kill() })
+	lines := bufio.NewScanner(stdout)
+	for s.folder == "" {
+		require.True(t, lines.Scan(), "it ended before it printed the KUBECONFIG line")
+		if _, file, found := strings.Cut(lines.Text(), "export KUBECONFIG="); found {
+			s.folder = filepath.Dir(file)
+		}
+	}
+	go func() {
+		for lines.Scan() { // so that it never waits for a reader
+		}
+	}()
+	parent, err := gops.NewProcessWithContext(ctx, int32(s.cmd.Process.Pid))
+	require.NoError(t, err)
+	s.children, err = parent.ChildrenWithContext(ctx)
+	require.NoError(t, err)
+	// etcd, three of Kubernetes, KWOK, two of KEDA, three times scaler and sidecar
+	require.GreaterOrEqual(t, len(s.children), 13)
+	return s
+}
+
+// nothingIsLeft waits until all programs are gone.
+func (s *shown) nothingIsLeft() {
+	s.Helper()
+	require.NoError(s, cluster.Until(s.ctx, func(ctx context.Context) error {
+		for _, c := range s.children {
+			if running, _ := c.IsRunningWithContext(ctx); running {
+				name, _ := c.NameWithContext(ctx)
+				return fmt.Errorf("%s (%d) still runs", name, c.Pid)
+			}
+		}
+		return nil
+	}))
+}
+
+// TestCtrlCRemovesTheCluster: nothing is left of it, its folder included.
+func TestCtrlCRemovesTheCluster(t *testing.T) {
+	s := showCluster(t)
+	require.NoError(t, s.cmd.Process.Signal(os.Interrupt))
+	require.NoError(t, s.cmd.Wait(), "exit status")
+	s.nothingIsLeft()
+	require.NoDirExists(t, s.folder)
+}
+
+// TestACrashLeavesNoProcess: not even when the parent cannot tidy up.
+func TestACrashLeavesNoProcess(t *testing.T) {
+	s := showCluster(t)
+	t.Cleanup(func() { _ = os.RemoveAll(s.folder) })
+	require.NoError(t, s.cmd.Process.Kill())
+	var exit *exec.ExitError
+	require.ErrorAs(t, s.cmd.Wait(), &exit)
+	require.Equal(t, syscall.SIGKILL, exit.Sys().(syscall.WaitStatus).Signal())
+	s.nothingIsLeft()
+}
+
+// TestLoopbackOnly: no program of the cluster, ours or theirs, can be reached
+// from another machine.
+func TestLoopbackOnly(t *testing.T) {
+	s := showCluster(t)
+	listening := 0
+	for _, c := range s.children {
+		name, err := c.NameWithContext(s.ctx)
+		require.NoError(t, err)
+		sockets, err := gopsnet.ConnectionsPidWithContext(s.ctx, "inet", c.Pid)
+		require.NoError(t, err)
+		for _, socket := range sockets {
+			if socket.Type == syscall.SOCK_STREAM && socket.Status != "LISTEN" {
+				continue
+			}
+			listening++
+			at, err := netip.ParseAddr(socket.Laddr.IP)
+			require.NoError(t, err, name)
+			require.True(t, at.IsLoopback(), "%s listens on %s:%d", name, socket.Laddr.IP, socket.Laddr.Port)
+		}
+	}
+	require.GreaterOrEqual(t, listening, 13)
+	require.NoError(t, s.cmd.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, s.cmd.Wait())
+}
