@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -65,7 +66,8 @@ func (c *Cluster) AddGPUNode(ctx context.Context, o GPUNodeOptions) (*GPUNode, e
 	if err := os.MkdirAll(n.dir, 0o755); err != nil {
 		return nil, err
 	}
-	if err := c.addFakeNode(ctx, o.Name, o.GPUs); err != nil {
+	// Without the labels of GPU nodes: what DaemonSets do there is played, and here it is real.
+	if err := c.AddFakeNode(ctx, o.Name, o.GPUs, nil); err != nil {
 		return nil, err
 	}
 	if err := n.StartScaler(); err != nil {
@@ -77,11 +79,12 @@ func (c *Cluster) AddGPUNode(ctx context.Context, o GPUNodeOptions) (*GPUNode, e
 	return n, n.WaitReady(ctx)
 }
 
-// addFakeNode registers a node that KWOK plays.
-func (c *Cluster) addFakeNode(ctx context.Context, name string, gpus int) error {
+// AddFakeNode registers a node that KWOK plays.
+func (c *Cluster) AddFakeNode(ctx context.Context, name string, gpus int, labels map[string]string) error {
 	resources := corev1.ResourceList{
 		corev1.ResourceCPU: resource.MustParse("64"), corev1.ResourceMemory: resource.MustParse("512Gi"),
-		corev1.ResourcePods: resource.MustParse("110"), GPUResource: resource.MustParse(strconv.Itoa(gpus)),
+		corev1.ResourceEphemeralStorage: resource.MustParse("1Ti"), corev1.ResourcePods: resource.MustParse("110"),
+		GPUResource: resource.MustParse(strconv.Itoa(gpus)),
 	}
 	node := &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{
@@ -91,6 +94,7 @@ func (c *Cluster) addFakeNode(ctx context.Context, name string, gpus int) error 
 		Spec:   corev1.NodeSpec{Taints: []corev1.Taint{{Key: kwokMark, Value: "fake", Effect: corev1.TaintEffectNoSchedule}}},
 		Status: corev1.NodeStatus{Capacity: resources, Allocatable: resources},
 	}
+	maps.Copy(node.Labels, labels)
 	if err := c.Client.Create(ctx, node); err != nil {
 		return fmt.Errorf("node %s: %w", name, err)
 	}

@@ -5,21 +5,13 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-
-	"gpuscaler/deploy/e2e/cluster"
 )
 
 // TestDefaultPeriods is what a user sees who sets no period: KEDA looks every
 // 30 s and wakes the workload, the HPA looks every 15 s and scales it up, and
 // scales down only after five minutes of less load.
 func TestDefaultPeriods(t *testing.T) {
-	dir := t.TempDir()
-	c, err := cluster.Start(t.Context(), cluster.Options{
-		Binaries: set, Product: product, Dir: dir, DefaultPeriods: true, Progress: func(line string) { t.Log(line) },
-	})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, c.Stop()) })
-	s := begin(t, setting{name: "periods", fixture: "h200-idle", replicas: 1, on: c})
+	s := begin(t, setting{name: "periods", fixture: "h200-idle", replicas: 1, on: untouched(t)})
 	s.scale("", "profile", "triton-inference", "targetValue", "30")
 	s.eventually("0 replicas: nobody uses the GPU", s.replicas(0))
 	s.load("set * gpu_utilization 100")

@@ -1,0 +1,117 @@
+package scenarios
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gpuscaler/deploy/e2e/cluster"
+)
+
+// TestManifests applies the base with each component and with all that pass
+// "restricted", for real: Pod Security admission is in force, and the pod of a
+// node with a GPU's label is admitted and runs (KWOK plays it; the real node has
+// real containers).
+func TestManifests(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), storyTime)
+	t.Cleanup(cancel)
+	c := untouched(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(events(context.Background(), c))
+		}
+	})
+	require.NoError(t, c.AddFakeNode(ctx, "labelled", 8, map[string]string{"nvidia.com/gpu.present": "true"}))
+	require.NoError(t, c.Apply(ctx, runtimeClass))
+	restricted := []string{"nvidia-runtime-class", "tls", "mutual-tls"}
+	overlays := [][]string{nil, {"nvidia-runtime-class"}, {"tls"}, {"tls", "mutual-tls"}, restricted, {"gke"}, {"nvidia-volume-mounts"}}
+	for _, components := range overlays {
+		manifests := overlay(t, components...)
+		require.NoError(t, c.Apply(ctx, manifests), "%v", components)
+		require.NoError(t, cluster.Until(ctx, func(ctx context.Context) error { return rolledOut(ctx, c) }), "%v", components)
+		want := "restricted"
+		if len(components) == 1 && (components[0] == "gke" || components[0] == "nvidia-volume-mounts") {
+			want = "privileged" // and a comment beside the line that needs it
+		}
+		namespace := &corev1.Namespace{}
+		require.NoError(t, c.Client.Get(ctx, client.ObjectKey{Name: "gpuscaler"}, namespace))
+		require.Equal(t, want, namespace.Labels["pod-security.kubernetes.io/enforce"], "%v", components)
+	}
+	// The same pod with a host path is refused where "restricted" is enforced.
+	refused := strings.Replace(overlay(t, "gke"), "enforce: privileged", "enforce: restricted", 1)
+	require.NoError(t, c.Apply(ctx, refused))
+	require.NoError(t, cluster.Until(ctx, func(ctx context.Context) error {
+		if found := events(ctx, c); !strings.Contains(found, `violates PodSecurity "restricted`) {
+			return errors.New(found)
+		}
+		return nil
+	}))
+	for _, example := range []string{"tls/llm.yaml"} { // the others are in TestProfiles
+		text, err := os.ReadFile(filepath.Join(repo, "deploy", "examples", example))
+		require.NoError(t, err)
+		require.NoError(t, c.ApplyIn(ctx, "default", string(text)))
+	}
+}
+
+// runtimeClass is what the GPU operator, or a person, has made in a cluster that
+// needs the component nvidia-runtime-class.
+const runtimeClass = `
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata: {name: nvidia}
+handler: nvidia
+`
+
+// overlay renders the base with components, as "kubectl kustomize" does.
+func overlay(t *testing.T, components ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	up, err := filepath.Rel(dir, filepath.Join(repo, "deploy"))
+	require.NoError(t, err)
+	text := "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [" + up + "/base]\ncomponents:\n"
+	for _, component := range components {
+		text += "  - " + up + "/components/" + component + "\n"
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600))
+	manifests, err := cluster.Kustomize(dir)
+	require.NoError(t, err)
+	return manifests
+}
+
+// rolledOut is what "kubectl rollout status" waits for.
+func rolledOut(ctx context.Context, c *cluster.Cluster) error {
+	d := &appsv1.DaemonSet{}
+	if err := c.Client.Get(ctx, client.ObjectKey{Namespace: "gpuscaler", Name: "gpuscaler"}, d); err != nil {
+		return err
+	}
+	s := d.Status
+	if s.ObservedGeneration != d.Generation || s.DesiredNumberScheduled == 0 || s.UpdatedNumberScheduled != s.DesiredNumberScheduled ||
+		s.NumberAvailable != s.DesiredNumberScheduled {
+		return fmt.Errorf("not rolled out: %+v", s)
+	}
+	return nil
+}
+
+// events are the messages in our namespace.
+func events(ctx context.Context, c *cluster.Cluster) string {
+	list := &corev1.EventList{}
+	if err := c.Client.List(ctx, list, client.InNamespace("gpuscaler")); err != nil {
+		return err.Error()
+	}
+	var text strings.Builder
+	for _, e := range list.Items {
+		fmt.Fprintf(&text, "%s %s %s: %s\n", e.LastTimestamp.Format(metav1.RFC3339Micro), e.InvolvedObject.Name, e.Reason, e.Message)
+	}
+	return text.String()
+}
