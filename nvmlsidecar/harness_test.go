@@ -151,6 +151,12 @@ func (c *sidecar) faults(lines ...string) {
 	require.NoError(c.t, c.control.Set(lines...))
 }
 
+// started waits until the program says so.
+func (c *sidecar) started() {
+	c.t.Helper()
+	require.Eventually(c.t, func() bool { return strings.Contains(c.log.String(), "msg=started") }, 10*time.Second, 10*time.Millisecond)
+}
+
 // end waits for the program to end and returns its status.
 func (c *sidecar) end(within time.Duration) int {
 	c.t.Helper()

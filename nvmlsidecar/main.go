@@ -81,6 +81,9 @@ func (c *command) Validate() error {
 }
 
 func (c *command) run(ctx context.Context) error {
+	if !c.Once {
+		c.logger().Info("started", "version", version, "interval", c.Interval, "hang_timeout", c.HangTimeout)
+	}
 	driver := nvml.New(c.NVMLLibrary, c.logger())
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
