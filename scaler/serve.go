@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"math"
@@ -16,6 +17,7 @@ import (
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/ingest"
 	"gpuscaler/scaler/replay"
+	"gpuscaler/scaler/servertls"
 	"gpuscaler/scaler/status"
 	"gpuscaler/shared/fixture"
 )
@@ -26,6 +28,9 @@ type serveCommand struct {
 	Replay     string        `placeholder:"FILE" help:"Play this fixture for ever instead of listening for readers."`
 	Listen     string        `default:":6000" help:"Address for KEDA's calls, gRPC health and reflection."`
 	HTTP       string        `name:"http" default:":8080" help:"Address for /healthz, /readyz and /state. Empty: none."`
+	TLSCert    string        `name:"tls-cert-file" placeholder:"FILE" help:"Certificate of KEDA's port, in PEM form. Read again when it changes, as are the two below. Empty: plaintext."`
+	TLSKey     string        `name:"tls-private-key-file" placeholder:"FILE" help:"Its key."`
+	ClientCA   string        `name:"client-ca-file" placeholder:"FILE" help:"CA whose client certificates are let in; all others are not. Empty: clients need none."`
 	Profiles   string        `placeholder:"DIR" help:"Folder with further profiles, reloaded when they change."`
 	StaleAfter time.Duration `default:"10s" help:"Age from which a reading is no data."`
 	NodeName   string        `help:"Name of this node, for messages. Default: the host's."`
@@ -54,13 +59,29 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	service := externalscaler.NewService(node, store, c.StaleAfter, log)
 
 	// Everything that may be refused comes before the first part runs.
+	secure, err := servertls.New(servertls.Files{
+		Certificate: servertls.File{Flag: "tls-cert-file", Path: c.TLSCert},
+		Key:         servertls.File{Flag: "tls-private-key-file", Path: c.TLSKey},
+		ClientCA:    servertls.File{Flag: "client-ca-file", Path: c.ClientCA},
+	}, log)
+	if err != nil {
+		return err
+	}
+	if secure.Mode() == "off" {
+		log.Warn("KEDA's port is plaintext: whoever is on the network can read and change its answers; " +
+			"--tls-cert-file and --tls-private-key-file encrypt it, --client-ca-file keeps out clients without a certificate")
+	}
+	encryption := secure.Config(&tls.Config{MinVersion: tls.VersionTLS12})
 	keda, err := net.Listen("tcp", c.Listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
 	run := []func(context.Context) error{
 		store.Run,
-		func(ctx context.Context) error { return externalscaler.NewServer(service, ready, log).Run(ctx, keda) },
+		secure.Run,
+		func(ctx context.Context) error {
+			return externalscaler.NewServer(service, ready, encryption, log).Run(ctx, keda)
+		},
 	}
 	httpAddress := ""
 	if c.HTTP != "" {
@@ -83,7 +104,7 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	for _, part := range run {
 		parts.Go(func() error { return part(ctx) })
 	}
-	log.Info("serving", "version", version, "node", c.NodeName, "listen", keda.Addr().String(), "http", httpAddress, "tls", false)
+	log.Info("serving", "version", version, "node", c.NodeName, "listen", keda.Addr().String(), "http", httpAddress, "tls", secure.Mode())
 	err = parts.Wait()
 	log.Info("stopped", "error", err)
 	return err

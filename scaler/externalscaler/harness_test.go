@@ -120,7 +120,7 @@ func serve(t testing.TB, staleAfter time.Duration) *rig {
 	t.Helper()
 	n, s := newNode(staleAfter), newShelf()
 	log := slog.New(slog.DiscardHandler)
-	server := NewServer(NewService(n, s, staleAfter, log), n.ready, log)
+	server := NewServer(NewService(n, s, staleAfter, log), n.ready, nil, log)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -2,6 +2,7 @@ package externalscaler
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 
 	pb "github.com/kedacore/keda/v2/pkg/scalers/externalscaler"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -29,6 +31,9 @@ const (
 	healthPeriod = 500 * time.Millisecond
 	// maxRequest leaves room for metadata that is too large to be told so.
 	maxRequest = 2 << 20
+	// liveness is the gRPC health service that says only that the process
+	// works: a scaler without fresh data must not be restarted for it.
+	liveness = "liveness"
 )
 
 // Server is KEDA's service with gRPC health and reflection on one port.
@@ -41,10 +46,11 @@ type Server struct {
 	log   *slog.Logger
 }
 
-// NewServer makes a server around a service; ready decides gRPC health.
-func NewServer(service *Service, ready func(now time.Time) error, log *slog.Logger) *Server {
+// NewServer makes a server around a service; ready decides gRPC health. Without
+// secure it is plaintext.
+func NewServer(service *Service, ready func(now time.Time) error, secure *tls.Config, log *slog.Logger) *Server {
 	s := &Server{service: service, health: health.NewServer(), ready: ready, log: log}
-	s.grpc = grpc.NewServer(
+	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionAge:      connectionAge,
@@ -53,10 +59,15 @@ func NewServer(service *Service, ready func(now time.Time) error, log *slog.Logg
 			Timeout:               20 * time.Second,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-	)
+	}
+	if secure != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(secure)))
+	}
+	s.grpc = grpc.NewServer(options...)
 	pb.RegisterExternalScalerServer(s.grpc, service)
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
+	s.health.SetServingStatus(liveness, healthpb.HealthCheckResponse_SERVING)
 	s.updateHealth()
 	return s
 }

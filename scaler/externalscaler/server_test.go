@@ -41,6 +41,7 @@ func TestHealth(t *testing.T) {
 	for _, s := range services {
 		assert.Equal(t, notServing, r.isServing(t, s), "nothing heard yet")
 	}
+	assert.Equal(t, serving, r.isServing(t, "liveness"), "whatever is known")
 	watched, err := r.health.Watch(t.Context(), &healthpb.HealthCheckRequest{})
 	require.NoError(t, err)
 	changes := receive(watched)
@@ -49,11 +50,26 @@ func TestHealth(t *testing.T) {
 	r.utilization(t, 75)
 	become(serving)
 	become(notServing) // by age alone
+	assert.Equal(t, serving, r.isServing(t, "liveness"), "staleness is no reason to restart")
 	r.utilization(t, 75)
 	become(serving)
 	for _, want := range []healthpb.HealthCheckResponse_ServingStatus{serving, notServing, serving} {
 		assert.Equal(t, want, changes.next(t, 5*time.Second).GetStatus())
 	}
+}
+
+// Liveness ends with the process and not before.
+func TestLivenessEndsWithTheServer(t *testing.T) {
+	t.Parallel()
+	r := serve(t, minute)
+	watched, err := r.health.Watch(t.Context(), &healthpb.HealthCheckRequest{Service: "liveness"})
+	require.NoError(t, err)
+	changes := receive(watched)
+	assert.Equal(t, serving, changes.next(t, 5*time.Second).GetStatus())
+	r.stop()
+	assert.Error(t, changes.ends(t, 5*time.Second)) // what came before it is in messages
+	require.Len(t, changes.messages, 1)
+	assert.Equal(t, notServing, (<-changes.messages).GetStatus())
 }
 
 // All of the API can be found by grpcurl and its like.
@@ -77,7 +93,7 @@ func TestReflection(t *testing.T) {
 // A signal that comes before serving has begun is a clean end, too.
 func TestStoppedBeforeItBegan(t *testing.T) {
 	n := newNode(minute)
-	server := NewServer(NewService(n, newShelf(), minute, nopLog), n.ready, nopLog)
+	server := NewServer(NewService(n, newShelf(), minute, nopLog), n.ready, nil, nopLog)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
