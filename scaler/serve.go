@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -11,11 +12,14 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
 
 	"gpuscaler/profiles"
+	"gpuscaler/scaler/events"
 	"gpuscaler/scaler/externalscaler"
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/ingest"
+	"gpuscaler/scaler/kubernetes"
 	"gpuscaler/scaler/replay"
 	"gpuscaler/scaler/servertls"
 	"gpuscaler/scaler/status"
@@ -35,6 +39,8 @@ type serveCommand struct {
 	StaleAfter time.Duration `default:"10s" help:"Age from which a reading is no data."`
 	NodeName   string        `help:"Name of this node, for messages. Default: the host's."`
 
+	Kubernetes string `name:"kubernetes" enum:"auto,off" default:"auto" help:"auto: use the Kubernetes API if there is one, as the pod's service account or as --kubeconfig says. off: never."`
+	Kubeconfig string `placeholder:"FILE" help:"How to reach the Kubernetes API where there is no service account."`
 	logOptions `embed:""`
 }
 
@@ -48,6 +54,9 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	}
 	if c.NodeName == "" {
 		c.NodeName, _ = os.Hostname()
+	}
+	if c.Kubernetes == "off" && c.Kubeconfig != "" {
+		return fmt.Errorf("--kubeconfig: contradicts --kubernetes=off; leave one of them out")
 	}
 	log := c.logger(os.Stderr)
 	node := fleet.NewLocal(c.NodeName, c.StaleAfter, log, time.Now())
@@ -83,6 +92,14 @@ func (c *serveCommand) Run(ctx context.Context) error {
 			return externalscaler.NewServer(service, ready, encryption, log).Run(ctx, keda)
 		},
 	}
+	recorder, err := c.recorder(log)
+	if err != nil {
+		return err
+	}
+	if recorder != nil {
+		service.TellRefusals(recorder)
+		run = append(run, recorder.Run)
+	}
 	httpAddress := ""
 	if c.HTTP != "" {
 		web, err := net.Listen("tcp", c.HTTP)
@@ -108,6 +125,25 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	err = parts.Wait()
 	log.Info("stopped", "error", err)
 	return err
+}
+
+// recorder is what tells users of bad metadata, or nil where there is no
+// Kubernetes API to be used.
+func (c *serveCommand) recorder(log *slog.Logger) (*events.Recorder, error) {
+	if c.Kubernetes == "off" {
+		return nil, nil
+	}
+	klog.SetSlogLogger(log) // where client-go logs to
+	config, err := kubernetes.Config(c.Kubeconfig, "gpuscaler/"+version)
+	if errors.Is(err, kubernetes.ErrNone) {
+		log.Info("no events on ScaledObjects with bad metadata: KEDA's log alone says what is wrong with them", "reason", err)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--kubeconfig: %w", err)
+	}
+	log.Info("bad metadata is told by events on the ScaledObject", "kubernetes", config.Host)
+	return events.New(config, c.NodeName, log)
 }
 
 // source is the part that the readings come from.

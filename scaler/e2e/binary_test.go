@@ -75,6 +75,8 @@ func TestImportsPointOneWay(t *testing.T) {
 		"gpuscaler/scaler/ingest":         {"gpuscaler/scaler/fleet", "gpuscaler/scaler/externalscaler", "google.golang.org/grpc"},
 		"gpuscaler/scaler/replay":         {"gpuscaler/scaler/fleet", "gpuscaler/scaler/ingest", "google.golang.org/grpc"},
 		"gpuscaler/scaler/externalscaler": {"gpuscaler/scaler/ingest", "gpuscaler/scaler/status", "gpuscaler/scaler/replay", "k8s.io/client-go"},
+		"gpuscaler/scaler/events":         {"gpuscaler/", "google.golang.org/grpc", "k8s.io/client-go/kubernetes"},
+		"gpuscaler/scaler/kubernetes":     {"gpuscaler/", "google.golang.org/grpc", "k8s.io/client-go/kubernetes"},
 		"gpuscaler/scaler/servertls":      {"gpuscaler/", "google.golang.org", "k8s.io/client-go/rest"},
 		"gpuscaler/scaler/status":         {"gpuscaler/scaler/externalscaler", "gpuscaler/scaler/ingest", "google.golang.org/grpc"},
 		"gpuscaler/nvmlsidecar":           {"gpuscaler/scaler", "google.golang.org/grpc"},

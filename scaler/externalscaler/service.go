@@ -35,20 +35,38 @@ type Profiles interface {
 	Changed() <-chan struct{}
 }
 
+// Refusals is told what KEDA keeps from the user: when GetMetricSpec refuses
+// metadata KEDA logs why, and the ScaledObject says only that there are no
+// metrics. What GetMetrics answers KEDA makes events of by itself.
+type Refusals interface {
+	// Refused must not wait. The names are as the caller says, and may be of no
+	// object at all.
+	Refused(namespace, name, message string)
+}
+
+type nobody struct{}
+
+func (nobody) Refused(string, string, string) {}
+
 // Service implements KEDA's ExternalScaler.
 type Service struct {
 	pb.UnimplementedExternalScalerServer
 	nodes      Nodes
 	profiles   Profiles
 	staleAfter time.Duration
+	refusals   Refusals
 	log        *slog.Logger
 	stopping   chan struct{}
 }
 
 // NewService answers from nodes; readings older than staleAfter are no data.
 func NewService(nodes Nodes, profiles Profiles, staleAfter time.Duration, log *slog.Logger) *Service {
-	return &Service{nodes: nodes, profiles: profiles, staleAfter: staleAfter, log: log, stopping: make(chan struct{})}
+	return &Service{nodes: nodes, profiles: profiles, staleAfter: staleAfter, refusals: nobody{}, log: log, stopping: make(chan struct{})}
 }
+
+// TellRefusals names who is told of refused metadata; else nobody is. It must
+// be called before the service serves.
+func (s *Service) TellRefusals(to Refusals) { s.refusals = to }
 
 // Stop ends all streams cleanly, which is what resets KEDA's back-off. It must
 // be called once.
@@ -59,6 +77,9 @@ func (s *Service) Stop() { close(s.stopping) }
 func (s *Service) GetMetricSpec(_ context.Context, ref *pb.ScaledObjectRef) (*pb.GetMetricSpecResponse, error) {
 	t, err := s.trigger(ref)
 	if err != nil {
+		if refused := status.Convert(err); refused.Code() == codes.InvalidArgument {
+			s.refusals.Refused(ref.GetNamespace(), ref.GetName(), refused.Message())
+		}
 		return nil, err
 	}
 	return spec(&t), nil

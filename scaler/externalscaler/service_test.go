@@ -172,6 +172,31 @@ func TestBadMetadata(t *testing.T) {
 	}
 }
 
+// told is who is told of refusals.
+type told chan string
+
+func (c told) Refused(namespace, name, message string) {
+	c <- namespace + "/" + name + ": " + message
+}
+
+// Users are told of what KEDA keeps from them, and of nothing else.
+func TestRefusals(t *testing.T) {
+	users := make(told, 10)
+	s := NewService(newNode(minute), newShelf(), minute, nopLog)
+	s.TellRefusals(users)
+	bad := ref(metadata{"targetValue": "80%"})
+	_, err := s.GetMetricSpec(t.Context(), bad)
+	require.Equal(t, codes.InvalidArgument, status.Code(err))
+	assert.Equal(t, `default/llm: targetValue: "80%" is not a number; allowed is a finite number above 0`, <-users)
+	_, err = s.GetMetrics(t.Context(), &pb.GetMetricsRequest{ScaledObjectRef: bad})
+	require.Equal(t, codes.InvalidArgument, status.Code(err))
+	_, err = s.IsActive(t.Context(), bad)
+	require.Equal(t, codes.InvalidArgument, status.Code(err))
+	_, err = s.GetMetricSpec(t.Context(), ref(nil))
+	require.NoError(t, err)
+	assert.Empty(t, users)
+}
+
 func TestMissingRef(t *testing.T) {
 	r := serve(t, minute)
 	_, err := r.client.GetMetrics(t.Context(), &pb.GetMetricsRequest{MetricName: "s0-x"})

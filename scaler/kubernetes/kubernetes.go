@@ -1,0 +1,57 @@
+// Package kubernetes finds the API server and says how to talk to it. What is
+// asked of it, and by whom, is not known here.
+package kubernetes
+
+import (
+	"errors"
+	"fmt"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/flowcontrol"
+)
+
+// Requests per second, and how many at once, of everything that shares a
+// connection: little, because there is a scaler on every GPU node.
+const (
+	requestsPerSecond = 5
+	requestBurst      = 10
+)
+
+// ErrNone is wrapped where there is no API server to talk to, which is no
+// fault: the scaler works without.
+var ErrNone = errors.New("no Kubernetes API")
+
+// Config is how to reach the API server: as a kubeconfig file says, which is an
+// error if it cannot be used; without one as the pod's service account, and
+// [ErrNone] with the reason if there is none. It asks nothing of the API server.
+// $KUBECONFIG and the home directory are not looked at: a scaler that somebody
+// tries out must not write to the cluster that they happen to work on.
+//
+// The rate limit is of all clients made from it together. There is no timeout,
+// because it would end watches: each user sets its own.
+func Config(kubeconfig, userAgent string) (*rest.Config, error) {
+	config, err := load(kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	config.UserAgent = userAgent
+	config.QPS, config.Burst = requestsPerSecond, requestBurst
+	config.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(requestsPerSecond, requestBurst)
+	return config, nil
+}
+
+func load(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig == "" {
+		config, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrNone, err)
+		}
+		return config, nil
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", kubeconfig, err)
+	}
+	return config, nil
+}
