@@ -87,6 +87,14 @@ func Build(ctx context.Context, o Options) (*Set, error) {
 	if o.RealNode {
 		wanted = append(wanted[:len(wanted):len(wanted)], node)
 	}
+	unlock, err := lock(ctx, root, o.Progress)
+	if err != nil {
+		return nil, fmt.Errorf("cache %s: %w", root, err)
+	}
+	defer unlock()
+	if err := sweep(root); err != nil {
+		return nil, err
+	}
 	for i, m := range wanted {
 		source := filepath.Join(o.Source, "tools", m.name)
 		key, err := cacheKey(m, source)
@@ -106,6 +114,18 @@ func Build(ctx context.Context, o Options) (*Set, error) {
 		o.Progress(fmt.Sprintf("built %s in %s", m.name, time.Since(started).Round(time.Second)))
 	}
 	return s, nil
+}
+
+// unfinished begins the names of folders that are being built.
+const unfinished = ".building-"
+
+// sweep removes what a build that was killed has left. The caller has the lock.
+func sweep(root string) error {
+	left, err := filepath.Glob(filepath.Join(root, unfinished+"*"))
+	for _, folder := range left {
+		err = errors.Join(err, os.RemoveAll(folder))
+	}
+	return err
 }
 
 func cacheFolder(given string) (string, error) {
@@ -141,7 +161,7 @@ func build(ctx context.Context, m module, source, folder string) error {
 	if err := os.MkdirAll(filepath.Dir(folder), 0o755); err != nil {
 		return err
 	}
-	work, err := os.MkdirTemp(filepath.Dir(folder), ".building-")
+	work, err := os.MkdirTemp(filepath.Dir(folder), unfinished)
 	if err != nil {
 		return err
 	}
@@ -173,11 +193,7 @@ func build(ctx context.Context, m module, source, folder string) error {
 	if err := os.RemoveAll(filepath.Join(work, "src")); err != nil {
 		return err
 	}
-	err = os.Rename(work, folder)
-	if _, there := os.Stat(folder); there == nil {
-		return nil // another process was quicker
-	}
-	return err
+	return os.Rename(work, folder)
 }
 
 // keepData copies the YAML files of the module's own sources.
