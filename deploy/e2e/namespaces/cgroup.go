@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// cgroupPrefix marks our cgroups; the process that they are for follows, and
-// when it started, because process ids come again.
+// cgroupPrefix marks our cgroups. The process that they are for follows: its
+// process namespace, its id, and when it started, because ids come again.
 const cgroupPrefix = "gpuscaler-e2e-"
 
 // removeWithin is how long cgroups may stay busy after their last process died.
@@ -65,13 +65,11 @@ func sweepCgroups() error {
 			return err
 		}
 		for _, folder := range left {
-			var pid int
+			var namespace, pid int
 			name := filepath.Base(folder)
-			if _, err := fmt.Sscanf(name, cgroupPrefix+"%d-", &pid); err != nil || cgroupOf(pid) == name {
-				continue // not ours, or in use
-			}
-			if populated(folder) {
-				continue // of a process that is not in our process namespace
+			if _, err := fmt.Sscanf(name, cgroupPrefix+"%d-%d-", &namespace, &pid); err != nil ||
+				namespace != processNamespace() || cgroupOf(pid) == name {
+				continue // another's, or in use
 			}
 			errs = append(errs, removeCgroup(folder))
 		}
@@ -107,16 +105,6 @@ func removeCgroup(folder string) error {
 	}
 }
 
-// populated says whether a process is in a cgroup or below it.
-func populated(folder string) bool {
-	for _, f := range below(folder) {
-		if text, err := os.ReadFile(filepath.Join(f, "cgroup.procs")); err == nil && len(text) > 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // below are the folders of a cgroup, each before those in it.
 func below(folder string) []string {
 	var found []string
@@ -129,8 +117,8 @@ func below(folder string) []string {
 	return found
 }
 
-// cgroupOf is the name for a process; of one that is not there it is no name
-// that anything has.
+// cgroupOf is the name for a process of our process namespace; of one that is
+// not there it is no name that anything has.
 func cgroupOf(pid int) string {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -139,7 +127,18 @@ func cgroupOf(pid int) string {
 	// The second field is the program's name and may have anything in it.
 	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 	const started = 22 - 3 // as proc(5) counts them, from the third on
-	return fmt.Sprintf("%s%d-%s", cgroupPrefix, pid, fields[started])
+	return fmt.Sprintf("%s%d-%d-%s", cgroupPrefix, processNamespace(), pid, fields[started])
+}
+
+// processNamespace is the kernel's number for the namespace that our process
+// ids are of.
+func processNamespace() (number int) {
+	link, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return 0
+	}
+	_, _ = fmt.Sscanf(link, "pid:[%d]", &number) // 0 if it looks otherwise
+	return number
 }
 
 // cgroupHierarchies are the folders where cgroups are mounted.
