@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -171,11 +172,10 @@ func build(ctx context.Context, m module, source, folder string) error {
 	}
 	arguments := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", work + "/"}
 	if m.from != "" {
-		from, err := run(ctx, source, "list", "-m", "-f", "{{.Dir}}", m.from)
+		from, err := download(ctx, source, m.from)
 		if err != nil {
 			return err
 		}
-		from = strings.TrimSpace(from)
 		if err := keepData(m, from, filepath.Join(work, "data")); err != nil {
 			return err
 		}
@@ -196,6 +196,23 @@ func build(ctx context.Context, m module, source, folder string) error {
 	return os.Rename(work, folder)
 }
 
+// download is the folder of a module's sources, which may have to be fetched:
+// "go list" knows no folder of a module that nothing was built of yet.
+func download(ctx context.Context, source, module string) (folder string, err error) {
+	out, err := run(ctx, source, "mod", "download", "-json", module)
+	if err != nil {
+		return "", err
+	}
+	var fetched struct{ Dir string }
+	if err := json.Unmarshal([]byte(out), &fetched); err != nil {
+		return "", fmt.Errorf("go mod download %s: %w", module, err)
+	}
+	if fetched.Dir == "" {
+		return "", fmt.Errorf("go mod download %s names no folder: %s", module, out)
+	}
+	return fetched.Dir, nil
+}
+
 // keepData copies the YAML files of the module's own sources.
 func keepData(m module, from, to string) error {
 	if err := os.MkdirAll(to, 0o755); err != nil {
@@ -205,6 +222,9 @@ func keepData(m module, from, to string) error {
 		files, err := filepath.Glob(filepath.Join(from, data, "*.yaml"))
 		if err != nil {
 			return err
+		}
+		if len(files) == 0 {
+			return fmt.Errorf("%s has no YAML files in %s", m.from, data)
 		}
 		for _, file := range files {
 			if filepath.Base(file) == "kustomization.yaml" {
