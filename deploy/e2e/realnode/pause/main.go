@@ -1,0 +1,15 @@
+// Command pause holds a pod's namespaces while its containers come and go. It
+// must not do anything else.
+package main
+
+import (
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGINT, syscall.SIGTERM)
+	<-ended
+}
