@@ -30,6 +30,9 @@ type Options struct {
 	Binaries *binaries.Set
 	// Product is the folder with scaler, nvmlsidecar and the fake driver.
 	Product string
+	// Deploy is the repository's folder deploy: the scalers of GPU nodes have the
+	// rights of its manifests and no others.
+	Deploy string
 	// Dir is where the cluster keeps its data and logs. It must be short: Unix
 	// sockets are in it.
 	Dir string
@@ -52,8 +55,10 @@ type Cluster struct {
 
 	o         Options
 	processes *process.Group
+	own       []*process.Process // of the cluster; not those of nodes, which tests end
 	api       endpoint
 	ca        *pki.CA // of the API server, its clients and KEDA
+	scalers   string  // kubeconfig of GPU nodes' scalers
 	rest      *rest.Config
 	web       *http.Client // of the API server
 }
@@ -84,14 +89,37 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 		{"Kubernetes", c.startControlPlane},
 		{"fake nodes", c.startKWOK},
 		{"KEDA", c.startKEDA},
+		{"gpuscaler's rights", c.allowScalers},
 	} {
 		started := time.Now()
 		if err := step.do(ctx); err != nil {
 			return nil, fmt.Errorf("starting %s: %w", step.name, err)
 		}
+		if err := c.Ended(); err != nil {
+			return nil, err
+		}
 		o.Progress(fmt.Sprintf("started %s in %s", step.name, time.Since(started).Round(100*time.Millisecond)))
 	}
 	return c, nil
+}
+
+// start starts a program that the cluster cannot do without.
+func (c *Cluster) start(s process.Spec) (*process.Process, error) {
+	p, err := c.processes.Start(s)
+	if err == nil {
+		c.own = append(c.own, p)
+	}
+	return p, err
+}
+
+// Ended is an error when a program that the cluster cannot do without has ended:
+// nothing that is waited for will come.
+func (c *Cluster) Ended() error {
+	var errs []error
+	for _, p := range c.own {
+		errs = append(errs, p.Ended())
+	}
+	return errors.Join(errs...)
 }
 
 // Stop ends everything that was started, in reverse order.
@@ -110,6 +138,8 @@ func (c *Cluster) file(path ...string) string {
 
 // newClient is a client that knows KEDA's types too.
 func newClient(config *rest.Config) (client.Client, error) {
+	config = rest.CopyConfig(config)
+	config.WarningHandler = rest.NoWarnings{} // of Pod Security's admission, where a test asks for it
 	scheme := runtime.NewScheme()
 	if err := clientscheme.AddToScheme(scheme); err != nil {
 		return nil, err

@@ -36,7 +36,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.makeCertificates(); err != nil {
 		return err
 	}
-	if _, err := c.processes.Start(process.Spec{
+	if _, err := c.start(process.Spec{
 		Name: "etcd", Path: c.o.Binaries.Path("etcd", "server"), Args: []string{
 			"--name=e2e", "--data-dir=" + c.file("etcd"), "--unsafe-no-fsync",
 			"--listen-client-urls=http://" + etcd.String(), "--advertise-client-urls=http://" + etcd.String(),
@@ -50,7 +50,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if c.o.NodeIP != "" {
 		bind, advertise, reconciler = "0.0.0.0", c.o.NodeIP, "lease"
 	}
-	api, err := c.processes.Start(process.Spec{
+	api, err := c.start(process.Spec{
 		Name: "kube-apiserver", Path: c.o.Binaries.Path("kubernetes", "kube-apiserver"), Args: []string{
 			"--etcd-servers=http://" + etcd.String(),
 			"--bind-address=" + bind, "--secure-port=" + c.api.port, "--advertise-address=" + advertise,
@@ -103,7 +103,7 @@ func (c *Cluster) startControllers(controllers, scheduler endpoint) error {
 		periods = nil
 	}
 	config := c.file("controllers.kubeconfig")
-	if _, err := c.processes.Start(process.Spec{
+	if _, err := c.start(process.Spec{
 		Name: "kube-controller-manager", Path: c.o.Binaries.Path("kubernetes", "kube-controller-manager"), Args: append([]string{
 			"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config,
 			"--bind-address=127.0.0.1", "--secure-port=" + controllers.port, "--leader-elect=false", "--profiling=false",
@@ -114,7 +114,7 @@ func (c *Cluster) startControllers(controllers, scheduler endpoint) error {
 		return err
 	}
 	config = c.file("scheduler.kubeconfig")
-	_, err := c.processes.Start(process.Spec{
+	_, err := c.start(process.Spec{
 		Name: "kube-scheduler", Path: c.o.Binaries.Path("kubernetes", "kube-scheduler"), Args: []string{
 			"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config,
 			"--bind-address=127.0.0.1", "--secure-port=" + scheduler.port, "--leader-elect=false", "--profiling=false",

@@ -52,6 +52,20 @@ type GPUNodeOptions struct {
 	ScalerFlags []string
 }
 
+// allowScalers gives the scalers of GPU nodes the identity and the rights that
+// they have in pods.
+func (c *Cluster) allowScalers(ctx context.Context) (err error) {
+	rights, err := os.ReadFile(filepath.Join(c.o.Deploy, "base", "rbac.yaml"))
+	if err != nil {
+		return err
+	}
+	if err := c.Apply(ctx, string(rights)); err != nil {
+		return err
+	}
+	c.scalers, err = c.Identity("scaler", "system:serviceaccount:gpuscaler:gpuscaler", nil, nil)
+	return err
+}
+
 // AddGPUNode adds a node and waits until its scaler has readings.
 func (c *Cluster) AddGPUNode(ctx context.Context, o GPUNodeOptions) (*GPUNode, error) {
 	ports, err := freeEndpoints(2)
@@ -106,6 +120,7 @@ func (n *GPUNode) StartScaler() (err error) {
 	n.Scaler, err = n.c.processes.Start(process.Spec{
 		Name: n.Name + "-scaler", Path: filepath.Join(n.c.o.Product, "scaler"), Args: append([]string{
 			"serve", "--nvml-socket=" + n.socket(), "--listen=" + n.Address, "--http=" + n.HTTP, "--node-name=" + n.Name, "--log-level=debug",
+			"--kubeconfig=" + n.c.scalers,
 		}, n.o.ScalerFlags...),
 	})
 	return err

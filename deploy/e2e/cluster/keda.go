@@ -70,7 +70,7 @@ func (c *Cluster) startKEDA(ctx context.Context) error {
 	}
 	config := c.file("keda.kubeconfig")
 	env := []string{"POD_NAMESPACE=keda", "KEDA_CLUSTER_OBJECT_NAMESPACE=keda", "WATCH_NAMESPACE="}
-	operator, err := c.processes.Start(process.Spec{
+	operator, err := c.start(process.Spec{
 		Name: "keda-operator", Path: c.o.Binaries.Path("keda", "operator"), Env: env, Args: []string{
 			"--kubeconfig=" + config, "--cert-dir=" + certs, "--metrics-bind-address=" + operatorMetrics.String(),
 			"--health-probe-bind-address=" + probes.String(), "--metrics-service-bind-address=" + service.String(),
@@ -80,7 +80,7 @@ func (c *Cluster) startKEDA(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	metrics, err := c.processes.Start(process.Spec{
+	metrics, err := c.start(process.Spec{
 		Name: "keda-adapter", Path: c.o.Binaries.Path("keda", "adapter"), Env: env, Args: []string{
 			"--kubeconfig=" + config, "--lister-kubeconfig=" + config,
 			"--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config,

@@ -34,7 +34,7 @@ func (c *Cluster) startKWOK(context.Context) error {
 	if _, err := c.Identity("kwok", "kwok", []string{masters}, nil); err != nil {
 		return err
 	}
-	_, err = c.processes.Start(process.Spec{
+	_, err = c.start(process.Spec{
 		Name: "kwok", Path: c.o.Binaries.Path("kwok", "kwok"), Args: []string{
 			"--kubeconfig=" + c.file("kwok.kubeconfig"), "--config=" + config,
 			"--manage-all-nodes=false", "--manage-nodes-with-annotation-selector=" + kwokMark + "=fake",

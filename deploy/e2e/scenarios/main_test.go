@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -17,16 +18,13 @@ import (
 
 	"gpuscaler/deploy/e2e/binaries"
 	"gpuscaler/deploy/e2e/cluster"
+	"gpuscaler/deploy/e2e/namespaces"
+	"gpuscaler/deploy/e2e/realnode"
 )
 
 var (
-	repo = func() string {
-		path, err := filepath.Abs("../../..")
-		if err != nil {
-			panic(err)
-		}
-		return path
-	}()
+	repo   = mustAbs("../../..")
+	deploy = filepath.Join(repo, "deploy")
 	// work is the folder of this run; product, in it, has what ships.
 	work, product string
 	set           *binaries.Set
@@ -38,7 +36,7 @@ var (
 // that need one to themselves.
 var plain = sync.OnceValues(func() (*cluster.Cluster, error) {
 	c, err := cluster.Start(context.Background(), cluster.Options{
-		Binaries: set, Product: product, Dir: filepath.Join(work, "b"), DefaultPeriods: true, Progress: func(string) {},
+		Binaries: set, Product: product, Deploy: deploy, Dir: filepath.Join(work, "b"), DefaultPeriods: true, Progress: func(string) {},
 	})
 	if err == nil {
 		running = append(running, c)
@@ -56,51 +54,97 @@ func untouched(t *testing.T) *cluster.Cluster {
 	return c
 }
 
+// workVar tells the program in the namespaces where the one outside has built
+// everything: in there is no way to a module proxy.
+const workVar = "GPUSCALER_E2E_WORK"
+
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
-// testMain runs all stories; the logs of a run that fails are kept.
-func testMain(m *testing.M) int {
+// testMain runs all stories, as root in namespaces with a real node. The logs of
+// a run that fails are kept.
+func testMain(m *testing.M) (code int) {
 	ctx := context.Background()
 	var err error
-	if work, err = os.MkdirTemp("", "gpus-e2e-"); err != nil {
+	if work = os.Getenv(workVar); work == "" {
+		if work, err = prepare(ctx); err != nil {
+			return failed(err)
+		}
+		defer func() {
+			if code == 0 {
+				_ = os.RemoveAll(work)
+			}
+		}()
+	}
+	code, err = namespaces.Run(func() int { return inCluster(ctx, m.Run) })
+	if errors.Is(err, namespaces.ErrNotRoot) && os.Getenv("CI") == "" {
+		progress("without root there is no real node: its stories are skipped")
+		return inCluster(ctx, m.Run)
+	}
+	if err != nil {
 		return failed(err)
 	}
-	if err := prepare(ctx); err != nil {
-		return failed(err)
-	}
-	code, err := inCluster(ctx, m.Run)
-	if err != nil || code != 0 {
-		return failed(err)
-	}
-	if err := os.RemoveAll(work); err != nil {
-		return failed(err)
-	}
-	return 0
+	return code
 }
 
-// prepare builds everything.
-func prepare(ctx context.Context) (err error) {
-	if set, err = binaries.Build(ctx, binaries.Options{Source: "..", Progress: progress}); err != nil {
-		return err
+// prepare builds everything into a folder of this run.
+func prepare(ctx context.Context) (work string, err error) {
+	root := os.Geteuid() == 0
+	if root {
+		if err := realnode.Check(); err != nil {
+			return "", err
+		}
+	}
+	if work, err = os.MkdirTemp("", "gpus-e2e-"); err != nil {
+		return "", err
+	}
+	// Containers' users have to find what is mounted from here.
+	if err := os.Chmod(work, 0o755); err != nil {
+		return "", err
+	}
+	if _, err := binaries.Build(ctx, binaries.Options{Source: "..", RealNode: root, Progress: progress}); err != nil {
+		return "", err
 	}
 	progress("building the product")
-	product = filepath.Join(work, "bin")
-	return binaries.Product(ctx, repo, product)
+	if err := binaries.Product(ctx, repo, filepath.Join(work, "bin")); err != nil {
+		return "", err
+	}
+	out, err := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(work, "cluster"), "../cmd/cluster").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	if root {
+		err = realnode.Build(ctx, realnode.BuildOptions{Repo: repo, Source: filepath.Dir(mustAbs(".")), To: filepath.Join(work, "parts"), Progress: progress})
+	}
+	return work, errors.Join(err, os.Setenv(workVar, work))
 }
 
 // inCluster runs the stories in the shared cluster, which ends with them.
-func inCluster(ctx context.Context, run func() int) (code int, err error) {
-	shared, err = cluster.Start(ctx, cluster.Options{Binaries: set, Product: product, Dir: filepath.Join(work, "a"), Progress: progress})
-	if err != nil {
-		return 1, err
+func inCluster(ctx context.Context, run func() int) (code int) {
+	o := cluster.Options{Deploy: deploy, Dir: filepath.Join(work, "a"), Progress: progress}
+	if namespaces.Inside() {
+		o.NodeIP = namespaces.NodeIP
+	}
+	product = filepath.Join(work, "bin")
+	var err error
+	if set, err = binaries.Build(ctx, binaries.Options{Source: "..", RealNode: namespaces.Inside(), Progress: progress}); err != nil {
+		return failed(err)
+	}
+	o.Binaries, o.Product = set, product
+	if shared, err = cluster.Start(ctx, o); err != nil {
+		return failed(err)
 	}
 	running = append(running, shared)
 	defer func() {
 		for _, c := range running {
-			err = errors.Join(err, c.Stop())
+			if err := c.Stop(); err != nil {
+				code = failed(err)
+			}
 		}
 	}()
-	return run(), nil
+	if code = run(); code != 0 {
+		return failed(nil)
+	}
+	return 0
 }
 
 func failed(err error) int {
@@ -109,6 +153,14 @@ func failed(err error) int {
 	}
 	fmt.Fprintln(os.Stderr, "logs are in", filepath.Join(work, "*", "logs"))
 	return 1
+}
+
+func mustAbs(path string) string {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		panic(err) // the working folder is gone
+	}
+	return path
 }
 
 var began = time.Now()

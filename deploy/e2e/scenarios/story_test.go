@@ -22,6 +22,7 @@ type story struct {
 	*testing.T
 	ctx  context.Context
 	name string
+	on   *cluster.Cluster
 	node *cluster.GPUNode
 	*cluster.Workload
 }
@@ -58,7 +59,7 @@ func begin(t *testing.T, s setting) *story {
 	t.Cleanup(func() { require.NoError(t, node.Stop()) })
 	w, err := s.on.AddWorkload(ctx, s.name, s.name, s.replicas)
 	require.NoError(t, err)
-	st := &story{T: t, ctx: ctx, name: s.name, node: node, Workload: w}
+	st := &story{T: t, ctx: ctx, name: s.name, on: s.on, node: node, Workload: w}
 	t.Cleanup(st.tellFailure)
 	return st
 }
@@ -107,7 +108,10 @@ func (s *story) load(lines ...string) {
 func (s *story) eventually(what string, check func() error) {
 	s.Helper()
 	started := time.Now()
-	err := cluster.Until(s.ctx, func(context.Context) error { return check() })
+	err := cluster.Until(s.ctx, func(context.Context) error {
+		require.NoError(s, s.on.Ended())
+		return check()
+	})
 	require.NoError(s, err, "never came: %s", what)
 	s.Logf("%s after %s", what, time.Since(started).Round(10*time.Millisecond))
 }
@@ -190,5 +194,7 @@ func (s *story) tellFailure() {
 	ctx := context.Background() // the story's may have ended
 	messages, err := s.Messages(ctx)
 	s.Logf("messages (%v):\n%s", err, strings.Join(messages, "\n"))
-	s.Logf("scaler:\n%s", s.node.Scaler.Tail(20))
+	if s.node.Scaler != nil {
+		s.Logf("scaler:\n%s", s.node.Scaler.Tail(20))
+	}
 }

@@ -32,13 +32,9 @@ type shown struct {
 
 func showCluster(t *testing.T) *shown {
 	t.Helper()
-	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
-	bin := filepath.Join(t.TempDir(), "cluster")
-	out, err := exec.CommandContext(ctx, "go", "build", "-o", bin, "../cmd/cluster").CombinedOutput()
-	require.NoError(t, err, string(out))
-	s := &shown{T: t, ctx: ctx, cmd: exec.CommandContext(ctx, bin, "--repo", repo)}
+	s := &shown{T: t, ctx: ctx, cmd: exec.CommandContext(ctx, filepath.Join(work, "cluster"), "--repo", repo)}
 	s.cmd.Stderr = os.Stderr
 	stdout, err := s.cmd.StdoutPipe()
 	require.NoError(t, err)
@@ -78,47 +74,47 @@ func (s *shown) nothingIsLeft() {
 	}))
 }
 
-// TestCtrlCRemovesTheCluster: nothing is left of it, its folder included.
-func TestCtrlCRemovesTheCluster(t *testing.T) {
-	s := showCluster(t)
-	require.NoError(t, s.cmd.Process.Signal(os.Interrupt))
-	require.NoError(t, s.cmd.Wait(), "exit status")
-	s.nothingIsLeft()
-	require.NoDirExists(t, s.folder)
+// TestMakeCluster shows one after the other, because each is a whole cluster.
+func TestMakeCluster(t *testing.T) {
+	t.Parallel()
+	t.Run("is on loopback only and Ctrl-C removes it", func(t *testing.T) {
+		s := showCluster(t)
+		s.loopbackOnly()
+		require.NoError(t, s.cmd.Process.Signal(os.Interrupt))
+		require.NoError(t, s.cmd.Wait(), "exit status")
+		s.nothingIsLeft()
+		require.NoDirExists(t, s.folder)
+	})
+	t.Run("a crash leaves no process", func(t *testing.T) { // though nobody can tidy up
+		s := showCluster(t)
+		t.Cleanup(func() { _ = os.RemoveAll(s.folder) })
+		require.NoError(t, s.cmd.Process.Kill())
+		var exit *exec.ExitError
+		require.ErrorAs(t, s.cmd.Wait(), &exit)
+		require.Equal(t, syscall.SIGKILL, exit.Sys().(syscall.WaitStatus).Signal())
+		s.nothingIsLeft()
+	})
 }
 
-// TestACrashLeavesNoProcess: not even when the parent cannot tidy up.
-func TestACrashLeavesNoProcess(t *testing.T) {
-	s := showCluster(t)
-	t.Cleanup(func() { _ = os.RemoveAll(s.folder) })
-	require.NoError(t, s.cmd.Process.Kill())
-	var exit *exec.ExitError
-	require.ErrorAs(t, s.cmd.Wait(), &exit)
-	require.Equal(t, syscall.SIGKILL, exit.Sys().(syscall.WaitStatus).Signal())
-	s.nothingIsLeft()
-}
-
-// TestLoopbackOnly: no program of the cluster, ours or theirs, can be reached
-// from another machine.
-func TestLoopbackOnly(t *testing.T) {
-	s := showCluster(t)
+// loopbackOnly: no program of the cluster, ours or theirs, can be reached from
+// another machine.
+func (s *shown) loopbackOnly() {
+	s.Helper()
 	listening := 0
 	for _, c := range s.children {
 		name, err := c.NameWithContext(s.ctx)
-		require.NoError(t, err)
+		require.NoError(s, err)
 		sockets, err := gopsnet.ConnectionsPidWithContext(s.ctx, "inet", c.Pid)
-		require.NoError(t, err)
+		require.NoError(s, err)
 		for _, socket := range sockets {
 			if socket.Type == syscall.SOCK_STREAM && socket.Status != "LISTEN" {
 				continue
 			}
 			listening++
 			at, err := netip.ParseAddr(socket.Laddr.IP)
-			require.NoError(t, err, name)
-			require.True(t, at.IsLoopback(), "%s listens on %s:%d", name, socket.Laddr.IP, socket.Laddr.Port)
+			require.NoError(s, err, name)
+			require.True(s, at.IsLoopback(), "%s listens on %s:%d", name, socket.Laddr.IP, socket.Laddr.Port)
 		}
 	}
-	require.GreaterOrEqual(t, listening, 13)
-	require.NoError(t, s.cmd.Process.Signal(syscall.SIGTERM))
-	require.NoError(t, s.cmd.Wait())
+	require.GreaterOrEqual(s, listening, 13)
 }

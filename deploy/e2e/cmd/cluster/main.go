@@ -71,7 +71,9 @@ func show(ctx context.Context, f flags) (err error) {
 	if err := binaries.Product(ctx, repo, filepath.Join(dir, "bin")); err != nil {
 		return err
 	}
-	c, err := cluster.Start(ctx, cluster.Options{Binaries: set, Product: filepath.Join(dir, "bin"), Dir: dir, Progress: say})
+	c, err := cluster.Start(ctx, cluster.Options{
+		Binaries: set, Product: filepath.Join(dir, "bin"), Deploy: filepath.Join(repo, "deploy"), Dir: dir, Progress: say,
+	})
 	if err != nil {
 		return err
 	}

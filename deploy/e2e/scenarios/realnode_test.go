@@ -1,0 +1,138 @@
+package scenarios
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gpuscaler/deploy/e2e/cluster"
+	"gpuscaler/deploy/e2e/namespaces"
+	"gpuscaler/deploy/e2e/pki"
+	"gpuscaler/deploy/e2e/realnode"
+)
+
+// serviceAddress is what the examples have.
+const serviceAddress = "gpuscaler.gpuscaler.svc:6000"
+
+// TestRealNode: the manifests as they are, our images, a kubelet and runc. KEDA
+// reaches the DaemonSet's pod through its Service and scales on the node's load.
+func TestRealNode(t *testing.T) {
+	if !namespaces.Inside() {
+		t.Skip("needs root")
+	}
+	t.Parallel()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), storyTime, fmt.Errorf("the story took more than %s", storyTime))
+	t.Cleanup(cancel)
+	node, err := realnode.Start(ctx, realnode.Options{
+		Cluster: shared, Binaries: set, Product: product, Parts: filepath.Join(work, "parts"),
+		Dir: filepath.Join(work, "n"), Fixture: fixture("h200-idle"), Progress: progress,
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, node.Stop()) })
+
+	require.NoError(t, shared.Apply(ctx, overlay(t, "nvidia-runtime-class")))
+	rollOut := func() {
+		require.NoError(t, cluster.Until(ctx, func(ctx context.Context) error { return rolledOut(ctx, shared) }), "%s", events(context.Background(), shared))
+	}
+	rollOut()
+	before := securityIsAsWritten(ctx, t, node)
+	require.NoError(t, node.RestartKubelet(ctx))
+	require.Equal(t, before, securityIsAsWritten(ctx, t, node), "the same containers go on when the kubelet is restarted")
+	require.NoError(t, node.NameService(ctx, "gpuscaler", "gpuscaler"))
+
+	// A workload with the trigger of the examples, address and all.
+	require.NoError(t, shared.AddFakeNode(ctx, "beside-real", 8, nil))
+	w, err := shared.AddWorkload(ctx, "real", "beside-real", 1)
+	require.NoError(t, err)
+	s := &story{T: t, ctx: ctx, name: "real", on: shared, node: &cluster.GPUNode{Address: serviceAddress}, Workload: w}
+	s.scale(quick+"\nminReplicaCount: 1", "targetValue", "25", "window", "0s")
+	s.must(node.Driver("set * gpu_utilization 75"))
+	s.eventually("3 replicas by the real node's load", s.replicas(3))
+
+	// With no readings the pod is not ready, and in reach all the same.
+	s.must(node.Driver("lost *"))
+	s.eventually("KEDA is told why", s.said("KEDAScalerFailed", "gpu-real"))
+	s.eventually("the pod is not ready", func() error {
+		if rolledOut(ctx, shared) == nil {
+			return fmt.Errorf("it is ready")
+		}
+		return nil
+	})
+	s.always("3 replicas without readings", 5*time.Second, s.replicas(3))
+	s.must(node.Driver("set * gpu_utilization 50"))
+	s.eventually("2 replicas", s.replicas(2))
+
+	// The components for TLS: the rollout, the probes over HTTP, and KEDA's side.
+	ca, err := pki.NewCA("ours")
+	s.must(err)
+	s.must(applySecrets(ctx, ca))
+	s.must(shared.Apply(ctx, overlay(t, "nvidia-runtime-class", "tls", "mutual-tls")))
+	rollOut()
+	securityIsAsWritten(ctx, t, node)
+	s.authenticate(ca, ca)
+	s.scaleOn("external", quick+"\nminReplicaCount: 1", reference, "enableTLS", "true", "targetValue", "25", "window", "0s")
+	s.must(node.Driver("set * gpu_utilization 100"))
+	s.eventually("4 replicas over mutual TLS", s.replicas(4))
+	s.must(shared.Client.Delete(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "gpuscaler"}}))
+	s.eventually("nothing is left of the installation", func() error {
+		pods := &corev1.PodList{}
+		if err := shared.Client.List(ctx, pods, client.InNamespace("gpuscaler")); err != nil {
+			return err
+		}
+		if len(pods.Items) > 0 {
+			return fmt.Errorf("%d pods", len(pods.Items))
+		}
+		return nil
+	})
+}
+
+// securityIsAsWritten reads the settings of both containers back from /proc, and returns
+// what it read.
+func securityIsAsWritten(ctx context.Context, t *testing.T, node *realnode.Node) []realnode.Container {
+	t.Helper()
+	pods := &corev1.PodList{}
+	require.NoError(t, shared.Client.List(ctx, pods, client.InNamespace("gpuscaler")))
+	require.Len(t, pods.Items, 1)
+	containers, err := node.Containers(ctx, "gpuscaler", pods.Items[0].Name)
+	require.NoError(t, err)
+	uids := map[string]int{}
+	for _, c := range containers {
+		uids[c.Name] = c.UID
+		require.Equal(t, 65532, c.GID, c.Name)
+		require.Zero(t, c.CapEff|c.CapPrm|c.CapBnd, "%s has capabilities", c.Name)
+		require.Equal(t, 2, c.Seccomp, "%s has no seccomp filter", c.Name)
+		require.True(t, c.NoNewPrivs, "%s may gain privileges", c.Name)
+		require.True(t, c.RootReadOnly, "%s may write to its root", c.Name)
+	}
+	require.Equal(t, map[string]int{"scaler": 65532, "nvmlsidecar": 65533}, uids)
+	return containers
+}
+
+// secrets are those that the components tls and mutual-tls want.
+const secrets = `
+apiVersion: v1
+kind: Secret
+metadata: {name: gpuscaler-tls, namespace: gpuscaler}
+type: kubernetes.io/tls
+stringData: {tls.crt: %q, tls.key: %q}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: gpuscaler-client-ca, namespace: gpuscaler}
+stringData: {ca.crt: %q}
+`
+
+func applySecrets(ctx context.Context, ca *pki.CA) error {
+	server, err := ca.Sign("gpuscaler", nil, []string{"gpuscaler.gpuscaler.svc"})
+	if err != nil {
+		return err
+	}
+	return shared.Apply(ctx, fmt.Sprintf(secrets, server.Cert, server.Key, ca.PEM))
+}
