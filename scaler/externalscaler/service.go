@@ -40,7 +40,7 @@ type Profiles interface {
 // metrics. What GetMetrics answers KEDA makes events of by itself.
 type Refusals interface {
 	// Refused must not wait. The names are as the caller says, and may be of no
-	// object at all.
+	// object at all. Everybody may read the message.
 	Refused(namespace, name, message string)
 }
 
@@ -75,12 +75,13 @@ func (s *Service) Stop() { close(s.stopping) }
 // GetMetricSpec depends on the metadata alone: KEDA's fallback does not work
 // when it fails.
 func (s *Service) GetMetricSpec(_ context.Context, ref *pb.ScaledObjectRef) (*pb.GetMetricSpecResponse, error) {
-	t, err := s.trigger(ref)
+	t, err := trigger.Parse(ref.GetScalerMetadata(), s.profiles.Load())
 	if err != nil {
-		if refused := status.Convert(err); refused.Code() == codes.InvalidArgument {
-			s.refusals.Refused(ref.GetNamespace(), ref.GetName(), refused.Message())
+		var bad *trigger.Error
+		if errors.As(err, &bad) {
+			s.refusals.Refused(ref.GetNamespace(), ref.GetName(), bad.Public())
 		}
-		return nil, err
+		return nil, s.refuse(ref, err)
 	}
 	return spec(&t), nil
 }

@@ -195,6 +195,16 @@ func TestRefusals(t *testing.T) {
 	_, err = s.GetMetricSpec(t.Context(), ref(nil))
 	require.NoError(t, err)
 	assert.Empty(t, users)
+
+	// Those who may read events may not read Secrets.
+	for _, secret := range []metadata{
+		{"targetValueFromEnv": "hunter2"}, {"profileFromEnv": "hunter2"}, {"podSelectorFromEnv": "hunter2", "scope": "node"},
+		{"targetGpuUtilization": "1", "metricTypeFromEnv": "hunter2"}, {"hunter": "hunter2"},
+	} {
+		_, err = s.GetMetricSpec(t.Context(), ref(secret))
+		require.Equal(t, codes.InvalidArgument, status.Code(err), secret)
+		assert.NotContains(t, <-users, "hunter2")
+	}
 }
 
 func TestMissingRef(t *testing.T) {

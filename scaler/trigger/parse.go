@@ -30,6 +30,8 @@ type given struct {
 	key, value string // key is "" when the key is absent
 }
 
+func (g *given) fromEnv() bool { return strings.HasSuffix(g.key, fromEnv) }
+
 // Parse reads a trigger's metadata. Any error is an *Error, and always the same
 // one for the same metadata: first unknown keys, then bad values, each in the
 // keys' alphabetical order, then keys that contradict each other.
@@ -50,7 +52,7 @@ func Parse(metadata map[string]string, set *profiles.Set) (Trigger, error) {
 			err = k.set(&t, g.value)
 		}
 		if err != nil {
-			return Trigger{}, &Error{Key: g.key, Value: g.value, Reason: err.Error()}
+			return Trigger{}, &Error{Key: g.key, Value: g.value, Reason: err.Error(), FromEnv: g.fromEnv()}
 		}
 	}
 	if err := contradiction(&found, &t); err != nil {
@@ -135,13 +137,13 @@ func contradiction(found *[len(table)]given, t *Trigger) error {
 	for _, pair := range contradictions {
 		a, b := &found[pair[0]], &found[pair[1]]
 		if a.key != "" && b.key != "" {
-			return &Error{Key: a.key, Value: a.value, Reason: fmt.Sprintf("%s contradicts %s %s; only one of the two is allowed",
+			return &Error{Key: a.key, Value: a.value, FromEnv: a.fromEnv() || b.fromEnv(), Reason: fmt.Sprintf("%s contradicts %s %s; only one of the two is allowed",
 				terms.Quote(a.value), b.key, terms.Quote(b.value))}
 		}
 	}
 	if t.PodSelector != "" && (t.Scope == ScopeNode || t.Scope == ScopeCluster) {
 		a, b := found[position[keyPodSelector]], found[position[keyScope]]
-		return &Error{Key: a.key, Value: a.value, Reason: fmt.Sprintf("%s contradicts %s %s; with it only %s %q is allowed",
+		return &Error{Key: a.key, Value: a.value, FromEnv: a.fromEnv() || b.fromEnv(), Reason: fmt.Sprintf("%s contradicts %s %s; with it only %s %q is allowed",
 			terms.Quote(a.value), b.key, terms.Quote(b.value), keyScope, ScopeWorkload)}
 	}
 	return nil

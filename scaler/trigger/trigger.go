@@ -94,6 +94,17 @@ type Error struct {
 	Value string
 	// Reason begins with the value, made fit to be shown, where that helps.
 	Reason string
+	// FromEnv: KEDA took a value that Reason quotes from the workload's
+	// environment. It may be a Secret's, if the wrong variable was named.
+	FromEnv bool
+}
+
+// Public is the message for those who may not read the workload's environment.
+func (e *Error) Public() string {
+	if !e.FromEnv {
+		return e.Error()
+	}
+	return terms.Name(e.Key) + ": the value from the workload's environment is not allowed here; KEDA's log has it, because it may be a Secret's"
 }
 
 func (e *Error) Error() string { return terms.Name(e.Key) + ": " + e.Reason }
