@@ -34,8 +34,8 @@ func TestManifests(t *testing.T) {
 	})
 	require.NoError(t, c.AddFakeNode(ctx, "labelled", 8, map[string]string{"nvidia.com/gpu.present": "true"}))
 	require.NoError(t, c.Apply(ctx, runtimeClass))
-	restricted := []string{"nvidia-runtime-class", "tls", "mutual-tls"}
-	overlays := [][]string{nil, {"nvidia-runtime-class"}, {"tls"}, {"tls", "mutual-tls"}, restricted, {"gke"}, {"nvidia-volume-mounts"}}
+	restricted := []string{"nvidia-runtime-class", "tls", "mutual-tls", "no-kubernetes"}
+	overlays := [][]string{nil, {"nvidia-runtime-class"}, {"no-kubernetes"}, {"tls"}, {"tls", "mutual-tls"}, restricted, {"gke"}, {"nvidia-volume-mounts"}}
 	for _, components := range overlays {
 		manifests := overlay(t, components...)
 		require.NoError(t, c.Apply(ctx, manifests), "%v", components)
