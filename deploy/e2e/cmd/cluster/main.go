@@ -33,8 +33,7 @@ func main() {
 func run(f flags) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	err := show(ctx, f)
-	if err != nil && !errors.Is(err, context.Canceled) {
+	if err := show(ctx, f); err != nil {
 		fmt.Fprintln(os.Stderr, "cluster:", err)
 		return 1
 	}
@@ -46,50 +45,69 @@ var began = time.Now()
 // say tells how far it is, after how many seconds.
 func say(line string) { fmt.Printf("%5.0f s  %s\n", time.Since(began).Seconds(), line) }
 
-// show brings the cluster up and follows it until ctx is done.
+// show brings the cluster up and follows it until ctx is done, which is no
+// error, whatever it interrupts.
 func show(ctx context.Context, f flags) (err error) {
 	dir, err := os.MkdirTemp("", "gpus-cluster-")
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if err == nil || errors.Is(err, context.Canceled) {
-			err = errors.Join(err, os.RemoveAll(dir))
+		if err == nil {
+			err = os.RemoveAll(dir)
 			return
 		}
 		fmt.Fprintln(os.Stderr, "logs are in", filepath.Join(dir, "logs"))
 	}()
-	repo, err := filepath.Abs(f.Repo)
+	c, s, err := bringUp(ctx, f.Repo, dir)
+	if err == nil {
+		err = follow(ctx, f.For, s)
+	}
+	if ctx.Err() != nil {
+		err = nil
+	}
+	if c != nil {
+		say("ending all processes")
+		err = errors.Join(err, c.Stop())
+	}
+	return err
+}
+
+// bringUp builds and starts everything and says how to look at it. The cluster
+// is not nil when it has to be stopped, even after an error.
+func bringUp(ctx context.Context, repo, dir string) (*cluster.Cluster, *scene, error) {
+	repo, err := filepath.Abs(repo)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	set, err := binaries.Build(ctx, binaries.Options{Source: filepath.Join(repo, "deploy", "e2e"), Progress: say})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	say("building gpuscaler")
 	if err := binaries.Product(ctx, repo, filepath.Join(dir, "bin")); err != nil {
-		return err
+		return nil, nil, err
 	}
 	c, err := cluster.Start(ctx, cluster.Options{
 		Binaries: set, Product: filepath.Join(dir, "bin"), Deploy: filepath.Join(repo, "deploy"), Dir: dir, Progress: say,
 	})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer func() {
-		say("ending all processes")
-		err = errors.Join(err, c.Stop())
-	}()
 	s, err := setScene(ctx, c, filepath.Join(repo, "testdata"))
 	if err != nil {
-		return err
+		return c, nil, err
 	}
 	fmt.Printf("\n  export KUBECONFIG=%s\n  export PATH=%s:$PATH    # has kubectl\n  kubectl get scaledobject,hpa,pods\n  kubectl describe scaledobject vllm\n\nCtrl-C ends and removes it.\n\n",
 		c.Kubeconfig, filepath.Dir(set.Path("kubernetes", "kubectl")))
-	if f.For > 0 {
+	return c, s, nil
+}
+
+// follow follows the scene for a time, 0 for ever, or until ctx is done.
+func follow(ctx context.Context, length time.Duration, s *scene) error {
+	if length > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, f.For, context.Canceled)
+		ctx, cancel = context.WithTimeout(ctx, length)
 		defer cancel()
 	}
 	return s.follow(ctx)

@@ -70,7 +70,8 @@ func setScene(ctx context.Context, c *cluster.Cluster, testdata string) (*scene,
 // layout of a line: replicas, what the HPA sees of each replica, the nodes.
 const layout = "%6s %6s   %-14s"
 
-// follow prints a line whenever something changed, at most one a second.
+// follow prints a line whenever something changed, at most one a second, until
+// ctx is done.
 func (s *scene) follow(ctx context.Context) error {
 	header := fmt.Sprintf(layout, "asked", "ready", "value (target)")
 	for _, n := range s.nodes {
@@ -85,7 +86,7 @@ func (s *scene) follow(ctx context.Context) error {
 		line, err := s.line(ctx)
 		switch {
 		case ctx.Err() != nil:
-			return context.Cause(ctx)
+			return nil
 		case err != nil:
 			line = err.Error() // a person may have deleted something
 		}
@@ -95,7 +96,7 @@ func (s *scene) follow(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return nil
 		case <-tick.C:
 		}
 	}
