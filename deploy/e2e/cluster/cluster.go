@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -62,11 +61,6 @@ type Cluster struct {
 	rest      *rest.Config
 	web       *http.Client // of the API server
 }
-
-// endpoint is an address on loopback.
-type endpoint struct{ port string }
-
-func (e endpoint) String() string { return "127.0.0.1:" + e.port }
 
 // Start brings a cluster up; it takes some ten seconds. When it fails nothing
 // is left but the logs.
@@ -169,23 +163,4 @@ func Until(ctx context.Context, check func(context.Context) error, needs ...*pro
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-}
-
-// freeEndpoints finds free ports on loopback: held all at once, so that they
-// differ.
-func freeEndpoints(n int) ([]endpoint, error) {
-	var found []endpoint
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer func() { _ = l.Close() }()
-		_, port, err := net.SplitHostPort(l.Addr().String())
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, endpoint{port})
-	}
-	return found, nil
 }

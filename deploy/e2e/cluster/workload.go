@@ -129,15 +129,32 @@ func (w *Workload) Annotate(ctx context.Context, key, value string) error {
 	return w.c.Client.Patch(ctx, o, client.MergeFrom(before))
 }
 
+// Described are the messages that "kubectl describe scaledobject" shows: the
+// object's own events, known by its UID, and its conditions.
+func (w *Workload) Described(ctx context.Context) ([]string, error) {
+	o, err := w.ScaledObject(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return w.messages(ctx, func(e *corev1.Event) bool { return e.InvolvedObject.UID == o.UID })
+}
+
 // Messages are the events of the namespace and the conditions of the
-// ScaledObject, as "kubectl describe" shows them.
+// ScaledObject.
 func (w *Workload) Messages(ctx context.Context) ([]string, error) {
+	return w.messages(ctx, func(*corev1.Event) bool { return true })
+}
+
+func (w *Workload) messages(ctx context.Context, of func(*corev1.Event) bool) ([]string, error) {
 	list := &corev1.EventList{}
 	if err := w.c.Client.List(ctx, list, client.InNamespace(w.Namespace)); err != nil {
 		return nil, err
 	}
 	var messages []string
 	for _, e := range list.Items {
+		if !of(&e) {
+			continue
+		}
 		messages = append(messages, fmt.Sprintf("%s %s: %s: %s", e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message))
 	}
 	o, err := w.ScaledObject(ctx)

@@ -31,6 +31,9 @@ func makeCgroups() (string, error) {
 		return name, err
 	}
 	for _, root := range hierarchies {
+		if err := passControllers(root); err != nil {
+			return name, err
+		}
 		folder := filepath.Join(root, name)
 		if err := os.Mkdir(folder, 0o755); err != nil {
 			return name, fmt.Errorf("making a cgroup: %w", err)
@@ -50,6 +53,24 @@ func makeCgroups() (string, error) {
 		}
 	}
 	return name, nil
+}
+
+// passControllers lets the cgroups in a root of version 2 have all controllers
+// that it has: a kubelet insists on them. Version 1 has no such thing.
+func passControllers(root string) error {
+	text, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, controller := range strings.Fields(string(text)) {
+		if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+"+controller), 0o644); err != nil {
+			return fmt.Errorf("passing on the cgroup controller %s: %w", controller, err)
+		}
+	}
+	return nil
 }
 
 // sweepCgroups removes what processes that were killed have left.

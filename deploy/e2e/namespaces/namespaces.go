@@ -142,7 +142,8 @@ func checkHidden() error {
 	}
 	for what, path := range map[string]string{
 		"this program": executable, "the working folder": work,
-		"TMPDIR": os.TempDir(), "HOME": os.Getenv("HOME"),
+		"TMPDIR": os.TempDir(), "HOME": os.Getenv("HOME"), "XDG_CACHE_HOME": os.Getenv("XDG_CACHE_HOME"),
+		"GPUSCALER_E2E_CACHE": os.Getenv("GPUSCALER_E2E_CACHE"), "GOCACHE": os.Getenv("GOCACHE"), "GOMODCACHE": os.Getenv("GOMODCACHE"),
 	} {
 		for _, hidden := range ownFolders {
 			if rel, err := filepath.Rel(hidden, path); err == nil && filepath.IsLocal(rel) {

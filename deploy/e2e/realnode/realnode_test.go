@@ -90,9 +90,12 @@ func TestGPUPod(t *testing.T) {
 	for _, restart := range []func() error{
 		func() error { return nil },
 		func() error { return l.node.RestartKubelet(l.ctx) },
-		func() (err error) {
+		func() error {
 			require.NoError(t, l.node.Stop())
-			l.node, err = Start(l.ctx, l.o)
+			again, err := Start(l.ctx, l.o)
+			if err == nil {
+				l.node = again
+			}
 			return err
 		},
 	} {

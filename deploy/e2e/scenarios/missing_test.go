@@ -20,7 +20,7 @@ func TestMissingDataNeverScalesDown(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := begin(t, setting{name: "missing-" + name, fixture: "h200-idle", replicas: 1, node: scalerFlags("--stale-after=3s")})
 			s.load("set * gpu_utilization 75")
-			s.scale(quick+"\nmaxReplicaCount: 6"+fallback, "metricType", "gpu_utilization", "targetValue", "25", "window", "0s")
+			s.scale(holding+"\nmaxReplicaCount: 6"+fallback, "metricType", "gpu_utilization", "targetValue", "25", "window", "0s")
 			s.eventually("3 replicas", s.replicas(3))
 
 			s.node.Sidecar.Kill()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -44,6 +45,7 @@ func TestRealNode(t *testing.T) {
 	rollOut()
 	before := securityIsAsWritten(ctx, t, node)
 	require.NoError(t, node.RestartKubelet(ctx))
+	rollOut() // a kubelet that was restarted probes anew
 	require.Equal(t, before, securityIsAsWritten(ctx, t, node), "the same containers go on when the kubelet is restarted")
 	require.NoError(t, node.NameService(ctx, "gpuscaler", "gpuscaler"))
 
@@ -52,6 +54,7 @@ func TestRealNode(t *testing.T) {
 	w, err := shared.AddWorkload(ctx, "real", "beside-real", 1)
 	require.NoError(t, err)
 	s := &story{T: t, ctx: ctx, name: "real", on: shared, node: &cluster.GPUNode{Address: serviceAddress}, Workload: w}
+	t.Cleanup(s.tellFailure)
 	s.scale(quick+"\nminReplicaCount: 1", "targetValue", "25", "window", "0s")
 	s.must(node.Driver("set * gpu_utilization 75"))
 	s.eventually("3 replicas by the real node's load", s.replicas(3))
@@ -68,6 +71,7 @@ func TestRealNode(t *testing.T) {
 	s.always("3 replicas without readings", 5*time.Second, s.replicas(3))
 	s.must(node.Driver("set * gpu_utilization 50"))
 	s.eventually("2 replicas", s.replicas(2))
+	rollOut() // so that the update begins with a pod that is ready
 
 	// The components for TLS: the rollout, the probes over HTTP, and KEDA's side.
 	ca, err := pki.NewCA("ours")
@@ -99,6 +103,7 @@ func securityIsAsWritten(ctx context.Context, t *testing.T, node *realnode.Node)
 	t.Helper()
 	pods := &corev1.PodList{}
 	require.NoError(t, shared.Client.List(ctx, pods, client.InNamespace("gpuscaler")))
+	pods.Items = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
 	require.Len(t, pods.Items, 1)
 	containers, err := node.Containers(ctx, "gpuscaler", pods.Items[0].Name)
 	require.NoError(t, err)

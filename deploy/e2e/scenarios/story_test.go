@@ -36,14 +36,19 @@ type setting struct {
 	node     cluster.GPUNodeOptions
 	// on is the cluster; nil is the one that stories share.
 	on *cluster.Cluster
+	// alone: the story is about a time too short for a busy machine.
+	alone bool
 	// within is how long the story may take.
 	within time.Duration
 }
 
-// begin sets the scene. Stories run side by side: most of each is waiting.
+// begin sets the scene. Stories run side by side, the cases of a table beside
+// each other: most of each is waiting.
 func begin(t *testing.T, s setting) *story {
 	t.Helper()
-	t.Parallel()
+	if !s.alone {
+		t.Parallel()
+	}
 	if s.within == 0 {
 		s.within = storyTime
 	}
@@ -169,7 +174,7 @@ func (s *story) condition(kind kedav1alpha1.ConditionType, status string) func()
 // what a user finds with "kubectl describe".
 func (s *story) said(words ...string) func() error {
 	return func() error {
-		messages, err := s.Messages(s.ctx)
+		messages, err := s.Described(s.ctx)
 		if err != nil {
 			return err
 		}
