@@ -67,7 +67,7 @@ func testMain(m *testing.M) (code int) {
 	var err error
 	if work = os.Getenv(workVar); work == "" {
 		if os.Getenv("CI") != "" && os.Geteuid() != 0 {
-			return failed(namespaces.ErrNotRoot) // before half an hour of building
+			return failed(namespaces.ErrNotRoot) // before all the building
 		}
 		work, err = prepare(ctx)
 		defer func() {

@@ -40,10 +40,10 @@ func TestTLS(t *testing.T) {
 		trusts, with *pki.CA // KEDA's CA, and that of its certificate; nil is none
 		refused      []string
 	}{
-		"server":                       {trusts: ours},
-		"server-of-another-ca":         {trusts: theirs, refused: []string{"unknown authority"}},
-		"mutual":                       {mutual: true, trusts: ours, with: ours},
-		"mutual-without-certificate":   {mutual: true, trusts: ours, refused: []string{"tls: certificate required"}},
+		"server":                     {trusts: ours},
+		"server-of-another-ca":       {trusts: theirs, refused: []string{"unknown authority"}},
+		"mutual":                     {mutual: true, trusts: ours, with: ours},
+		"mutual-without-certificate": {mutual: true, trusts: ours, refused: []string{"tls: certificate required"}},
 		// KEDA keeps back a certificate that the scaler's CA has not signed.
 		"mutual-certificate-of-others": {mutual: true, trusts: ours, with: theirs, refused: []string{"tls: certificate required"}},
 	} {
