@@ -155,7 +155,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 	recorder := broadcaster.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: component, Host: r.host})
 	for {
 		if r.limit.Wait(ctx) != nil {
-			return nil
+			return nil //nolint:nilerr // ctx is done, which is how it ends
 		}
 		select {
 		case <-ctx.Done():

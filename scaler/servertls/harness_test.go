@@ -117,7 +117,7 @@ func (r *rig) look(n int) {
 
 // trusting is a client that trusts the server's CA and shows certificates.
 func (r *rig) trusting(certificates ...tls.Certificate) *tls.Config {
-	return &tls.Config{RootCAs: r.ca.Pool(), ServerName: "127.0.0.1", Certificates: certificates} //nolint:gosec // the server decides the version
+	return &tls.Config{RootCAs: r.ca.Pool(), ServerName: "127.0.0.1", Certificates: certificates}
 }
 
 var twelve = &tls.Config{MinVersion: tls.VersionTLS12}
