@@ -77,7 +77,7 @@ type Options struct {
 }
 
 // Build builds what is not in the cache yet. From an empty build cache it takes
-// some 40 minutes on 2 cores, later no time.
+// more than half an hour on 2 cores, later no time.
 func Build(ctx context.Context, o Options) (*Set, error) {
 	root, err := cacheFolder(o.Cache)
 	if err != nil {
@@ -107,7 +107,7 @@ func Build(ctx context.Context, o Options) (*Set, error) {
 		if _, err := os.Stat(folder); err == nil {
 			continue
 		}
-		o.Progress(fmt.Sprintf("building %s (%d of %d, once; the lot takes some 40 minutes on 2 cores)", m.name, i+1, len(wanted)))
+		o.Progress(fmt.Sprintf("building %s (%d of %d, once; the lot takes more than half an hour on 2 cores)", m.name, i+1, len(wanted)))
 		started := time.Now()
 		if err := build(ctx, m, source, folder); err != nil {
 			return nil, fmt.Errorf("building %s: %w", m.name, err)

@@ -40,6 +40,17 @@ func TestIdleGoesToZero(t *testing.T) {
 	s.eventually("1 replica again", s.replicas(1))
 }
 
+// TestTrainingHoldsWithoutData: what the load asked for stays.
+func TestTrainingHoldsWithoutData(t *testing.T) {
+	s := begin(t, setting{name: "training-blind", fixture: "h200-idle", replicas: 1})
+	s.load("set * gpu_utilization 100")
+	s.scale(holding, "profile", "training", "targetValue", "50", "window", "0s")
+	s.eventually("2 replicas", s.replicas(2))
+	s.load("error nvmlDeviceGetUtilizationRates * UNKNOWN")
+	s.eventually("KEDA is told", s.said("KEDAScalerFailed"))
+	s.always("2 replicas without data", 10*time.Second, s.replicas(2))
+}
+
 // TestTrainingNeverGoesToZero: not even without load, for many cooldowns.
 func TestTrainingNeverGoesToZero(t *testing.T) {
 	s := begin(t, setting{name: "training", fixture: "h200-idle", replicas: 2})

@@ -18,10 +18,10 @@ func TestDefaultPeriods(t *testing.T) {
 	changed := time.Now()
 	s.eventually("1 replica, by KEDA's next look", s.atLeast(1))
 	awake := time.Now()
-	require.LessOrEqual(t, awake.Sub(changed), 35*time.Second, "KEDA looks every 30 s")
+	require.LessOrEqual(t, awake.Sub(changed), 33*time.Second, "KEDA looks every 30 s")
 	s.eventually("4 replicas, by one of the HPA's next looks", s.replicas(4))
 	// Its first look may come before the 15 s mean of the utilization is up.
-	require.LessOrEqual(t, time.Since(awake), 35*time.Second, "the HPA looks every 15 s")
+	require.LessOrEqual(t, time.Since(awake), 33*time.Second, "the HPA looks every 15 s")
 	s.load("set * gpu_utilization 40")
 	s.always("4 replicas: the HPA waits five minutes before it scales down", 40*time.Second, s.replicas(4))
 }
