@@ -20,28 +20,40 @@ import (
 
 // module is one folder of tools: a go.mod whose tool lines name the programs.
 type module struct {
-	name string
-	// from is the module that data comes from, data the files or folders of it
-	// that are kept beside the programs.
-	from  string
-	data  []string
+	name  string
+	data  []data
 	patch patch
 }
 
-var modules = []module{
-	{name: "etcd"},
-	{name: "kubernetes"},
-	{name: "kwok", from: "sigs.k8s.io/kwok", data: []string{
-		"kustomize/stage/pod/fast", "kustomize/stage/node/fast", "kustomize/stage/node/heartbeat-with-lease",
-	}},
-	{name: "keda", from: "github.com/kedacore/keda/v2", data: []string{"config/crd/bases"}, patch: patch{
-		// The adapter's own metrics would listen on all interfaces.
-		file: "cmd/adapter/main.go",
-		line: `fmt.Sprintf(":%v", metricsAPIServerPort)`, instead: `fmt.Sprintf("127.0.0.1:%v", metricsAPIServerPort)`,
-	}},
+// data are the YAML files in folders of a module's sources that are kept beside
+// the programs.
+type data struct {
+	name    string
+	from    string // the module
+	folders []string
 }
 
-// node is what a real node needs besides.
+// modules are as few as can be: what two modules of different versions share is
+// compiled twice.
+var modules = []module{{
+	name: "cluster",
+	data: []data{
+		{name: "kwok", from: "sigs.k8s.io/kwok", folders: []string{
+			"kustomize/stage/pod/fast", "kustomize/stage/node/fast", "kustomize/stage/node/heartbeat-with-lease",
+		}},
+		{name: "keda", from: keda, folders: []string{"config/crd/bases"}},
+	},
+	patch: patch{
+		// The adapter's own metrics would listen on all interfaces.
+		module: keda, file: "cmd/adapter/main.go",
+		line: `fmt.Sprintf(":%v", metricsAPIServerPort)`, instead: `fmt.Sprintf("127.0.0.1:%v", metricsAPIServerPort)`,
+	},
+}}
+
+const keda = "github.com/kedacore/keda/v2"
+
+// node is what a real node needs besides: an older kubelet, that takes the
+// containerd of distributions.
 var node = module{name: "kubelet"}
 
 // Set is where the built programs are.
@@ -50,14 +62,14 @@ type Set struct {
 	folders map[string]string
 }
 
-// Path is where a program of a module is, e.g. Path("keda", "operator").
+// Path is where a program of a module is, e.g. Path("cluster", "kubectl").
 func (s *Set) Path(module, program string) string {
 	return filepath.Join(s.folders[module], program)
 }
 
-// Data lists the YAML files kept of a module, e.g. Data("keda").
-func (s *Set) Data(module string) ([]string, error) {
-	return filepath.Glob(filepath.Join(s.folders[module], "data", "*.yaml"))
+// Data lists the YAML files kept of a module, e.g. Data("cluster", "keda").
+func (s *Set) Data(module, name string) ([]string, error) {
+	return filepath.Glob(filepath.Join(s.folders[module], "data", name, "*.yaml"))
 }
 
 // Cache is the folder for whatever else is worth keeping between runs.
@@ -77,7 +89,7 @@ type Options struct {
 }
 
 // Build builds what is not in the cache yet. From an empty build cache it takes
-// more than half an hour on 2 cores, later no time.
+// some 12 minutes on 2 cores, later no time.
 func Build(ctx context.Context, o Options) (*Set, error) {
 	root, err := cacheFolder(o.Cache)
 	if err != nil {
@@ -107,7 +119,7 @@ func Build(ctx context.Context, o Options) (*Set, error) {
 		if _, err := os.Stat(folder); err == nil {
 			continue
 		}
-		o.Progress(fmt.Sprintf("building %s (%d of %d, once; the lot takes more than half an hour on 2 cores)", m.name, i+1, len(wanted)))
+		o.Progress(fmt.Sprintf("building %s (%d of %d, once; the lot takes some 12 minutes on 2 cores)", m.name, i+1, len(wanted)))
 		started := time.Now()
 		if err := build(ctx, m, source, folder); err != nil {
 			return nil, fmt.Errorf("building %s: %w", m.name, err)
@@ -175,21 +187,17 @@ func build(ctx context.Context, m module, source, folder string) error {
 		return err
 	}
 	arguments := append(append([]string{"build"}, flags...), "-o", work+"/")
-	if m.from != "" {
-		from, err := download(ctx, source, m.from)
+	for _, d := range m.data {
+		if err := d.keep(ctx, source, filepath.Join(work, "data", d.name)); err != nil {
+			return err
+		}
+	}
+	if m.patch != (patch{}) {
+		modfile, err := m.patch.apply(ctx, source, filepath.Join(work, "src"))
 		if err != nil {
 			return err
 		}
-		if err := keepData(m, from, filepath.Join(work, "data")); err != nil {
-			return err
-		}
-		if m.patch.file != "" {
-			modfile, err := m.patch.apply(ctx, m.from, from, source, filepath.Join(work, "src"))
-			if err != nil {
-				return err
-			}
-			arguments = append(arguments, "-modfile="+modfile)
-		}
+		arguments = append(arguments, "-modfile="+modfile)
 	}
 	if _, err := run(ctx, source, append(arguments, "tool")...); err != nil {
 		return err
@@ -217,18 +225,22 @@ func download(ctx context.Context, source, module string) (folder string, err er
 	return fetched.Dir, nil
 }
 
-// keepData copies the YAML files of the module's own sources.
-func keepData(m module, from, to string) error {
+// keep copies the files into a new folder.
+func (d data) keep(ctx context.Context, source, to string) error {
+	from, err := download(ctx, source, d.from)
+	if err != nil {
+		return err
+	}
 	if err := os.MkdirAll(to, 0o755); err != nil {
 		return err
 	}
-	for _, data := range m.data {
-		files, err := filepath.Glob(filepath.Join(from, data, "*.yaml"))
+	for _, folder := range d.folders {
+		files, err := filepath.Glob(filepath.Join(from, folder, "*.yaml"))
 		if err != nil {
 			return err
 		}
 		if len(files) == 0 {
-			return fmt.Errorf("%s has no YAML files in %s", m.from, data)
+			return fmt.Errorf("%s has no YAML files in %s", d.from, folder)
 		}
 		for _, file := range files {
 			if filepath.Base(file) == "kustomization.yaml" {

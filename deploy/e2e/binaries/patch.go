@@ -10,11 +10,15 @@ import (
 
 // patch is one line of a module's source that is built otherwise, because the
 // program has no flag for it. It must be there exactly once.
-type patch struct{ file, line, instead string }
+type patch struct{ module, file, line, instead string }
 
 // apply makes a patched copy of a module in a folder, and a go.mod that uses it.
 // The go command's overlays do not reach into its module cache.
-func (p patch) apply(ctx context.Context, module, from, source, to string) (modfile string, err error) {
+func (p patch) apply(ctx context.Context, source, to string) (modfile string, err error) {
+	from, err := download(ctx, source, p.module)
+	if err != nil {
+		return "", err
+	}
 	copied := filepath.Join(to, "module")
 	if err := os.CopyFS(copied, os.DirFS(from)); err != nil {
 		return "", err
@@ -40,6 +44,6 @@ func (p patch) apply(ctx context.Context, module, from, source, to string) (modf
 		}
 	}
 	modfile = filepath.Join(to, "go.mod")
-	_, err = run(ctx, source, "mod", "edit", "-replace="+module+"="+copied, modfile)
+	_, err = run(ctx, source, "mod", "edit", "-replace="+p.module+"="+copied, modfile)
 	return modfile, err
 }

@@ -37,7 +37,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	if _, err := c.start(process.Spec{
-		Name: "etcd", Path: c.o.Binaries.Path("etcd", "server"), Args: []string{
+		Name: "etcd", Path: c.o.Binaries.Path("cluster", "server"), Args: []string{
 			"--name=e2e", "--data-dir=" + c.file("etcd"), "--unsafe-no-fsync",
 			"--listen-client-urls=http://" + etcd.String(), "--advertise-client-urls=http://" + etcd.String(),
 			"--listen-peer-urls=http://" + etcdPeer.String(), "--initial-advertise-peer-urls=http://" + etcdPeer.String(),
@@ -51,7 +51,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		bind, advertise, reconciler = "0.0.0.0", c.o.NodeIP, "lease"
 	}
 	api, err := c.start(process.Spec{
-		Name: "kube-apiserver", Path: c.o.Binaries.Path("kubernetes", "kube-apiserver"), Args: []string{
+		Name: "kube-apiserver", Path: c.o.Binaries.Path("cluster", "kube-apiserver"), Args: []string{
 			"--etcd-servers=http://" + etcd.String(),
 			"--bind-address=" + bind, "--secure-port=" + c.api.port, "--advertise-address=" + advertise,
 			"--endpoint-reconciler-type=" + reconciler,
@@ -104,7 +104,7 @@ func (c *Cluster) startControllers(controllers, scheduler endpoint) error {
 	}
 	config := c.file("controllers.kubeconfig")
 	if _, err := c.start(process.Spec{
-		Name: "kube-controller-manager", Path: c.o.Binaries.Path("kubernetes", "kube-controller-manager"), Args: append([]string{
+		Name: "kube-controller-manager", Path: c.o.Binaries.Path("cluster", "kube-controller-manager"), Args: append([]string{
 			"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config,
 			"--bind-address=127.0.0.1", "--secure-port=" + controllers.port, "--leader-elect=false", "--profiling=false",
 			"--use-service-account-credentials", "--service-account-private-key-file=" + c.file("pki", "tokens.key"),
@@ -115,7 +115,7 @@ func (c *Cluster) startControllers(controllers, scheduler endpoint) error {
 	}
 	config = c.file("scheduler.kubeconfig")
 	_, err := c.start(process.Spec{
-		Name: "kube-scheduler", Path: c.o.Binaries.Path("kubernetes", "kube-scheduler"), Args: []string{
+		Name: "kube-scheduler", Path: c.o.Binaries.Path("cluster", "kube-scheduler"), Args: []string{
 			"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config,
 			"--bind-address=127.0.0.1", "--secure-port=" + scheduler.port, "--leader-elect=false", "--profiling=false",
 		},

@@ -71,7 +71,7 @@ func (c *Cluster) startKEDA(ctx context.Context) error {
 	config := c.file("keda.kubeconfig")
 	env := []string{"POD_NAMESPACE=keda", "KEDA_CLUSTER_OBJECT_NAMESPACE=keda", "WATCH_NAMESPACE="}
 	operator, err := c.start(process.Spec{
-		Name: "keda-operator", Path: c.o.Binaries.Path("keda", "operator"), Env: env, Args: []string{
+		Name: "keda-operator", Path: c.o.Binaries.Path("cluster", "operator"), Env: env, Args: []string{
 			"--kubeconfig=" + config, "--cert-dir=" + certs, "--metrics-bind-address=" + operatorMetrics.String(),
 			"--health-probe-bind-address=" + probes.String(), "--metrics-service-bind-address=" + service.String(),
 			"--kube-api-qps=200", "--kube-api-burst=400", "--zap-log-level=debug", "--zap-time-encoding=rfc3339nano",
@@ -81,7 +81,7 @@ func (c *Cluster) startKEDA(ctx context.Context) error {
 		return err
 	}
 	metrics, err := c.start(process.Spec{
-		Name: "keda-adapter", Path: c.o.Binaries.Path("keda", "adapter"), Env: env, Args: []string{
+		Name: "keda-adapter", Path: c.o.Binaries.Path("cluster", "adapter"), Env: env, Args: []string{
 			"--kubeconfig=" + config, "--lister-kubeconfig=" + config,
 			"--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config,
 			"--bind-address=127.0.0.1", "--secure-port=" + adapter.port, "--port=" + adapterMetrics.port, "--cert-dir=" + certs,
@@ -101,7 +101,7 @@ func (c *Cluster) startKEDA(ctx context.Context) error {
 
 // applyKEDA creates KEDA's types and waits until the API server serves them.
 func (c *Cluster) applyKEDA(ctx context.Context, adapter endpoint) error {
-	crds, err := c.o.Binaries.Data("keda")
+	crds, err := c.o.Binaries.Data("cluster", "keda")
 	if err != nil {
 		return err
 	}

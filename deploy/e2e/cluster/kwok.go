@@ -15,7 +15,7 @@ const kwokMark = "kwok.x-k8s.io/node"
 // startKWOK starts the player of fake nodes: their pods turn Running and Ready
 // at once.
 func (c *Cluster) startKWOK(context.Context) error {
-	files, err := c.o.Binaries.Data("kwok")
+	files, err := c.o.Binaries.Data("cluster", "kwok")
 	if err != nil {
 		return err
 	}
@@ -35,7 +35,7 @@ func (c *Cluster) startKWOK(context.Context) error {
 		return err
 	}
 	_, err = c.start(process.Spec{
-		Name: "kwok", Path: c.o.Binaries.Path("kwok", "kwok"), Args: []string{
+		Name: "kwok", Path: c.o.Binaries.Path("cluster", "kwok"), Args: []string{
 			"--kubeconfig=" + c.file("kwok.kubeconfig"), "--config=" + config,
 			"--manage-all-nodes=false", "--manage-nodes-with-annotation-selector=" + kwokMark + "=fake",
 			"--node-lease-duration-seconds=40", "--server-address=", "--cidr=10.200.0.0/16", "--node-ip=127.0.0.1",

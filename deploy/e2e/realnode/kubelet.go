@@ -94,7 +94,7 @@ func (n *Node) startProxy() error {
 		return err
 	}
 	n.Proxy, err = n.processes.Start(process.Spec{
-		Name: "kube-proxy", Path: n.o.Binaries.Path("kubelet", "kube-proxy"), Args: []string{"--config=" + config},
+		Name: "kube-proxy", Path: n.o.Binaries.Path("cluster", "kube-proxy"), Args: []string{"--config=" + config},
 	})
 	return err
 }

@@ -99,7 +99,7 @@ func bringUp(ctx context.Context, repo, dir string) (*cluster.Cluster, *scene, e
 		return c, nil, err
 	}
 	fmt.Printf("\n  export KUBECONFIG=%s\n  export PATH=%s:$PATH    # has kubectl\n  kubectl get scaledobject,hpa,pods\n  kubectl describe scaledobject vllm\n\nCtrl-C ends and removes it.\n\n",
-		c.Kubeconfig, filepath.Dir(set.Path("kubernetes", "kubectl")))
+		c.Kubeconfig, filepath.Dir(set.Path("cluster", "kubectl")))
 	return c, s, nil
 }
 
