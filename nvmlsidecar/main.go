@@ -18,10 +18,10 @@ import (
 
 	"gpuscaler/nvmlsidecar/nvml"
 	"gpuscaler/nvmlsidecar/sampler"
-	"gpuscaler/nvmlsidecar/stream"
 	"gpuscaler/shared/fixture"
 	"gpuscaler/shared/snapshot"
 	"gpuscaler/shared/snapshotpb"
+	"gpuscaler/shared/stream"
 )
 
 // version is set by the linker.

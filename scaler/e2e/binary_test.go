@@ -80,8 +80,8 @@ func TestImportsPointOneWay(t *testing.T) {
 		"gpuscaler/scaler/servertls":      {"gpuscaler/", "google.golang.org", "k8s.io/client-go/rest"},
 		"gpuscaler/scaler/status":         {"gpuscaler/scaler/externalscaler", "gpuscaler/scaler/ingest", "google.golang.org/grpc"},
 		"gpuscaler/nvmlsidecar":           {"gpuscaler/scaler", "google.golang.org/grpc"},
-		"gpuscaler/nvmlsidecar/sampler":   {"gpuscaler/nvmlsidecar/nvml", "gpuscaler/nvmlsidecar/stream"},
-		"gpuscaler/nvmlsidecar/stream":    {"gpuscaler/nvmlsidecar/nvml", "gpuscaler/nvmlsidecar/sampler"},
+		"gpuscaler/nvmlsidecar/sampler":   {"gpuscaler/nvmlsidecar/nvml", "gpuscaler/shared/stream"},
+		"gpuscaler/shared/stream":         {"gpuscaler/nvmlsidecar/nvml", "gpuscaler/nvmlsidecar/sampler"},
 	} {
 		have := imports(pkg)
 		for _, f := range forbidden {
