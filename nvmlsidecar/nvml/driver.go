@@ -90,7 +90,7 @@ var begun = time.Now()
 func clock(now time.Time) int64 { return int64(now.Sub(begun)) }
 
 // identity is what a device is called.
-type identity struct{ uuid, model string }
+type identity struct{ uuid, model, file string }
 
 // New prepares to read through a library: a path, or a name that the dynamic
 // linker finds; "" is libnvidia-ml.so.1. Nothing is loaded yet.

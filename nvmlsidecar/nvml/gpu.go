@@ -39,7 +39,7 @@ func (d *Driver) enumerate(index int) *gpu {
 		if uuid, ret = handle.GetUUID(); ret == nvml.SUCCESS {
 			model, _ = handle.GetName()
 			g.handle = handle
-			g.identity = identity{text(uuid), text(model)}
+			g.identity = identity{text(uuid), text(model), deviceFile(handle)}
 			g.kept = d.keptFor(g.identity.uuid)
 			if d.slowSymbol {
 				g.kept.expect("pcie_tx_kbps", "pcie_rx_kbps")
@@ -74,9 +74,19 @@ func (d *Driver) identify() {
 	}
 }
 
+// deviceFile is the name of a GPU's file in /dev, or "": its minor number need not
+// be its index.
+func deviceFile(handle nvml.Device) string {
+	minor, ret := handle.GetMinorNumber()
+	if ret != nvml.SUCCESS {
+		return ""
+	}
+	return fmt.Sprintf("nvidia%d", minor)
+}
+
 // readGPU reads one GPU and its MIG instances.
 func (d *Driver) readGPU(g *gpu, now time.Time) []snapshot.Device {
-	r := newReading(snapshot.Device{ID: g.identity.uuid, Vendor: "nvidia", Model: g.identity.model, Index: g.index})
+	r := newReading(snapshot.Device{ID: g.identity.uuid, Vendor: "nvidia", Model: g.identity.model, File: g.identity.file, Index: g.index})
 	if g.handle == nil {
 		return d.lose(g, r, g.lost)
 	}
@@ -198,7 +208,7 @@ func vacant(ret nvml.Return) bool {
 
 func (d *Driver) readInstance(g *gpu, handle nvml.Device, uuid string, now time.Time) snapshot.Device {
 	r := newReading(snapshot.Device{
-		ID: uuid, Vendor: "nvidia", Model: g.identity.model, Index: g.index, Parent: g.identity.uuid,
+		ID: uuid, Vendor: "nvidia", Model: g.identity.model, File: g.identity.file, Index: g.index, Parent: g.identity.uuid,
 	})
 	if full, ret := handle.GetName(); ret == nvml.SUCCESS {
 		// "NVIDIA H200 MIG 1g.18gb"

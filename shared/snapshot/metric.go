@@ -109,6 +109,12 @@ func (m Metric) Check(v float64) error {
 	return nil
 }
 
+// Divides says whether the share of a device has a share of the metric. It does
+// where the metric is a percentage of the device or adds up over devices. A
+// temperature is the same for all who share it, and what a writer's own metric
+// means is not known.
+func (m Metric) Divides() bool { return m.Sums || (m.Builtin() && m.Unit == "%") }
+
 // isCustom accepts x_ followed by 1 to 60 lower-case letters, digits or underscores.
 func isCustom(name string) bool {
 	rest, ok := strings.CutPrefix(name, customPrefix)

@@ -6,6 +6,7 @@ package snapshot
 import (
 	"fmt"
 	"math"
+	"strings"
 	"time"
 )
 
@@ -34,6 +35,9 @@ type Sample struct {
 	Error string
 	// Devices are all the devices there are, lost ones included.
 	Devices []Device
+	// Allocation says which containers hold devices; nil when the writer does
+	// not know.
+	Allocation *Allocation
 }
 
 // Device is one device, or one MIG instance, in a Sample. Read-only.
@@ -46,6 +50,9 @@ type Device struct {
 	Model string
 	// Index is the vendor's index of the physical device on this node.
 	Index int
+	// File is the name of the device file in /dev, of an instance its parent's:
+	// "nvidia0". Some device plugins name devices by it. Empty when unknown.
+	File string
 	// Parent is the ID of the device this is an instance of, or "".
 	Parent string
 	// Instance is the GPU instance id within Parent.
@@ -90,8 +97,11 @@ func (s *Sample) Validate() error {
 	if err := texts(s.Writer, s.Version, s.Error); err != nil {
 		return err
 	}
-	if s.Error != "" && len(s.Devices) > 0 {
-		return fmt.Errorf("a sample with an error (%s) cannot have devices", s.Error)
+	if s.Error != "" && (len(s.Devices) > 0 || s.Allocation != nil) {
+		return fmt.Errorf("a sample with an error (%s) cannot have devices or an allocation", s.Error)
+	}
+	if err := s.Allocation.validate(); err != nil {
+		return err
 	}
 	seen := make(map[string]*Device, len(s.Devices))
 	for i := range s.Devices {
@@ -120,7 +130,7 @@ func (d *Device) validate() error {
 	if d.ID == "" || d.Vendor == "" {
 		return fmt.Errorf("id and vendor must not be empty")
 	}
-	if err := texts(d.ID, d.Vendor, d.Model, d.Parent, d.Profile, d.Error); err != nil {
+	if err := texts(d.ID, d.Vendor, d.Model, d.File, d.Parent, d.Profile, d.Error); err != nil {
 		return err
 	}
 	if d.Index < 0 || d.Index > math.MaxUint16 {
@@ -178,6 +188,21 @@ func (d *Device) validate() error {
 		}
 	}
 	return nil
+}
+
+// Text makes a text from elsewhere fit for a name or a reason in a Sample: with
+// no control characters and no invalid UTF-8, and of at most MaxText bytes.
+func Text(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == 0xfffd {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, ""))
+	if len(s) > MaxText {
+		s = strings.ToValidUTF8(s[:MaxText], "") // no half character
+	}
+	return s
 }
 
 func texts(all ...string) error {

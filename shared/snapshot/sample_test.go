@@ -42,7 +42,7 @@ func TestValidateRejects(t *testing.T) {
 		want  string
 	}{
 		{"negative elapsed", func(s *Sample) { s.Elapsed = -1 }, "elapsed is -1ns, it cannot be negative"},
-		{"error with devices", func(s *Sample) { s.Error = "no driver" }, "a sample with an error (no driver) cannot have devices"},
+		{"error with devices", func(s *Sample) { s.Error = "no driver" }, "a sample with an error (no driver) cannot have devices or an allocation"},
 		{"writer with control character", func(s *Sample) { s.Writer = "a\x1b[2J" }, `"a\x1b[2J" has a control character or invalid UTF-8`},
 		{"version of invalid UTF-8", func(s *Sample) { s.Version = "\xff" }, `"\xff" has a control character or invalid UTF-8`},
 		{"DEL", func(s *Sample) { s.Writer = "\x7f" }, `"\x7f" has a control character or invalid UTF-8`},

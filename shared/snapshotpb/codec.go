@@ -92,17 +92,22 @@ func decode(frame []byte) (*snapshot.Sample, error) {
 
 // Field numbers of sample.proto that checkSize counts.
 const (
-	fieldDevices                                          = protowire.Number(5)
+	fieldDevices, fieldAllocation                         = protowire.Number(5), protowire.Number(6)
 	fieldValues, fieldCounters, fieldFailed, fieldProcess = protowire.Number(10), protowire.Number(11), protowire.Number(12), protowire.Number(14)
 )
 
 // checkSize counts the devices of a frame, and what each repeats, without
 // unpacking them: an empty one takes two bytes on the wire and some two
-// hundred in memory.
+// hundred in memory. So it does with containers and what they hold.
 func checkSize(frame []byte) error {
 	devices := 0
+	var allocation allocationSize
 	return eachField(frame, func(field protowire.Number, body []byte) error {
-		if field != fieldDevices {
+		switch field {
+		case fieldAllocation:
+			return allocation.add(body)
+		case fieldDevices:
+		default:
 			return nil
 		}
 		if devices++; devices > snapshot.MaxDevices {
@@ -158,6 +163,8 @@ func ToProto(s *snapshot.Sample) *Sample {
 		Elapsed: durationpb.New(s.Elapsed),
 		Error:   s.Error,
 		Devices: make([]*Device, len(s.Devices)),
+
+		Allocation: allocationToProto(s.Allocation),
 	}
 	for i := range s.Devices {
 		d := &s.Devices[i]
@@ -165,7 +172,7 @@ func ToProto(s *snapshot.Sample) *Sample {
 			Id: d.ID, Vendor: d.Vendor, Model: d.Model,
 			Index: uint32(d.Index), Parent: d.Parent, Instance: uint32(d.Instance), Profile: d.Profile, //nolint:gosec // Validate bounds both
 			MemoryTotalMib: d.MemoryTotalMiB, MemoryReservedMib: d.MemoryReservedMiB,
-			Values: d.Values, Counters: d.Counters, Failed: d.Failed, Error: d.Error,
+			Values: d.Values, Counters: d.Counters, Failed: d.Failed, Error: d.Error, File: d.File,
 		}
 		for _, p := range d.Processes {
 			m.Devices[i].Processes = append(m.Devices[i].Processes, &Process{Pid: p.PID, UsedMib: p.UsedMiB})
@@ -182,13 +189,15 @@ func FromProto(m *Sample) *snapshot.Sample {
 		Elapsed: m.GetElapsed().AsDuration(),
 		Error:   m.GetError(),
 		Devices: make([]snapshot.Device, len(m.GetDevices())),
+
+		Allocation: allocationFromProto(m.GetAllocation()),
 	}
 	for i, d := range m.GetDevices() {
 		s.Devices[i] = snapshot.Device{
 			ID: d.GetId(), Vendor: d.GetVendor(), Model: d.GetModel(),
 			Index: int(d.GetIndex()), Parent: d.GetParent(), Instance: int(d.GetInstance()), Profile: d.GetProfile(),
 			MemoryTotalMiB: d.GetMemoryTotalMib(), MemoryReservedMiB: d.GetMemoryReservedMib(),
-			Values: d.GetValues(), Counters: d.GetCounters(), Failed: d.GetFailed(), Error: d.GetError(),
+			Values: d.GetValues(), Counters: d.GetCounters(), Failed: d.GetFailed(), Error: d.GetError(), File: d.GetFile(),
 		}
 		for _, p := range d.GetProcesses() {
 			s.Devices[i].Processes = append(s.Devices[i].Processes, snapshot.Process{PID: p.GetPid(), UsedMiB: p.GetUsedMib()})

@@ -29,7 +29,7 @@ func full() *snapshot.Sample {
 		Writer: "nvmlsidecar", Version: "v1.2.3", Elapsed: 90*time.Second + 7,
 		Devices: []snapshot.Device{
 			{
-				ID: "GPU-a", Vendor: "nvidia", Model: "NVIDIA H200", Index: 3,
+				ID: "GPU-a", Vendor: "nvidia", Model: "NVIDIA H200", File: "nvidia2", Index: 3,
 				MemoryTotalMiB: 143771, MemoryReservedMiB: 624.5,
 				Values:    map[string]float64{"temperature": -3, "x_wear_percent": 12.25},
 				Counters:  map[string]float64{"energy_joules": 123456.789},

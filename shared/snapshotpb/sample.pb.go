@@ -8,6 +8,9 @@
 // length as a varint (the framing of protobuf's "delimited" streams), written
 // to the scaler's Unix stream socket. The scaler never answers.
 //
+// Most writers read devices. The reader of the kubelet (scaler podresources)
+// says instead which container holds which device.
+//
 // A reader for other hardware (AMD, TPU, FPGA, NVMe) is a process that writes
 // these messages. Rules it can rely on, and has to keep:
 //
@@ -59,8 +62,11 @@ type Sample struct {
 	// the time of arrival counts.
 	Elapsed *durationpb.Duration `protobuf:"bytes,3,opt,name=elapsed,proto3" json:"elapsed,omitempty"`
 	// Why nothing could be read at all, or empty. Then there are no devices.
-	Error         string    `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
-	Devices       []*Device `protobuf:"bytes,5,rep,name=devices,proto3" json:"devices,omitempty"`
+	Error   string    `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	Devices []*Device `protobuf:"bytes,5,rep,name=devices,proto3" json:"devices,omitempty"`
+	// Which containers hold devices, from a writer that knows; else left out.
+	// Present and empty says that none does.
+	Allocation    *Allocation `protobuf:"bytes,6,opt,name=allocation,proto3" json:"allocation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -130,6 +136,252 @@ func (x *Sample) GetDevices() []*Device {
 	return nil
 }
 
+func (x *Sample) GetAllocation() *Allocation {
+	if x != nil {
+		return x.Allocation
+	}
+	return nil
+}
+
+// Allocation is all containers of the node that hold devices.
+type Allocation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Containers    []*Container           `protobuf:"bytes,1,rep,name=containers,proto3" json:"containers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Allocation) Reset() {
+	*x = Allocation{}
+	mi := &file_shared_snapshotpb_sample_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Allocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Allocation) ProtoMessage() {}
+
+func (x *Allocation) ProtoReflect() protoreflect.Message {
+	mi := &file_shared_snapshotpb_sample_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Allocation.ProtoReflect.Descriptor instead.
+func (*Allocation) Descriptor() ([]byte, []int) {
+	return file_shared_snapshotpb_sample_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Allocation) GetContainers() []*Container {
+	if x != nil {
+		return x.Containers
+	}
+	return nil
+}
+
+// Container is one container and what it holds.
+type Container struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Pod       string                 `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`
+	Name      string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Devices from device plugins.
+	Plugin []*PluginDevices `protobuf:"bytes,4,rep,name=plugin,proto3" json:"plugin,omitempty"`
+	// Devices from resource claims (DRA).
+	Claimed       []*ClaimedDevice `protobuf:"bytes,5,rep,name=claimed,proto3" json:"claimed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Container) Reset() {
+	*x = Container{}
+	mi := &file_shared_snapshotpb_sample_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Container) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Container) ProtoMessage() {}
+
+func (x *Container) ProtoReflect() protoreflect.Message {
+	mi := &file_shared_snapshotpb_sample_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Container.ProtoReflect.Descriptor instead.
+func (*Container) Descriptor() ([]byte, []int) {
+	return file_shared_snapshotpb_sample_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Container) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Container) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *Container) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Container) GetPlugin() []*PluginDevices {
+	if x != nil {
+		return x.Plugin
+	}
+	return nil
+}
+
+func (x *Container) GetClaimed() []*ClaimedDevice {
+	if x != nil {
+		return x.Claimed
+	}
+	return nil
+}
+
+// PluginDevices are devices of one resource, by the plugin's own ids:
+// "GPU-<uuid>", "MIG-<uuid>", either with "::<n>" for a replica, "nvidia0/gi1".
+type PluginDevices struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resource      string                 `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	Ids           []string               `protobuf:"bytes,2,rep,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PluginDevices) Reset() {
+	*x = PluginDevices{}
+	mi := &file_shared_snapshotpb_sample_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PluginDevices) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PluginDevices) ProtoMessage() {}
+
+func (x *PluginDevices) ProtoReflect() protoreflect.Message {
+	mi := &file_shared_snapshotpb_sample_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PluginDevices.ProtoReflect.Descriptor instead.
+func (*PluginDevices) Descriptor() ([]byte, []int) {
+	return file_shared_snapshotpb_sample_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PluginDevices) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *PluginDevices) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+// ClaimedDevice is one device as a ResourceSlice names it.
+type ClaimedDevice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Driver        string                 `protobuf:"bytes,1,opt,name=driver,proto3" json:"driver,omitempty"`
+	Pool          string                 `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	Device        string                 `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimedDevice) Reset() {
+	*x = ClaimedDevice{}
+	mi := &file_shared_snapshotpb_sample_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimedDevice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimedDevice) ProtoMessage() {}
+
+func (x *ClaimedDevice) ProtoReflect() protoreflect.Message {
+	mi := &file_shared_snapshotpb_sample_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimedDevice.ProtoReflect.Descriptor instead.
+func (*ClaimedDevice) Descriptor() ([]byte, []int) {
+	return file_shared_snapshotpb_sample_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ClaimedDevice) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *ClaimedDevice) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *ClaimedDevice) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
 type Device struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Globally unique and stable: "GPU-<uuid>", "MIG-<uuid>".
@@ -155,15 +407,18 @@ type Device struct {
 	// Metrics whose reading failed, with the reason.
 	Failed map[string]string `protobuf:"bytes,12,rep,name=failed,proto3" json:"failed,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Why the whole device cannot be read ("GPU_IS_LOST"), or empty.
-	Error         string     `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"`
-	Processes     []*Process `protobuf:"bytes,14,rep,name=processes,proto3" json:"processes,omitempty"`
+	Error     string     `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"`
+	Processes []*Process `protobuf:"bytes,14,rep,name=processes,proto3" json:"processes,omitempty"`
+	// Name of the device file in /dev ("nvidia0"), of a partition its GPU's, or
+	// empty. Some device plugins name devices by it.
+	File          string `protobuf:"bytes,15,opt,name=file,proto3" json:"file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_shared_snapshotpb_sample_proto_msgTypes[1]
+	mi := &file_shared_snapshotpb_sample_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -175,7 +430,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_shared_snapshotpb_sample_proto_msgTypes[1]
+	mi := &file_shared_snapshotpb_sample_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -188,7 +443,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_shared_snapshotpb_sample_proto_rawDescGZIP(), []int{1}
+	return file_shared_snapshotpb_sample_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Device) GetId() string {
@@ -289,6 +544,13 @@ func (x *Device) GetProcesses() []*Process {
 	return nil
 }
 
+func (x *Device) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
 // Process is one process that holds memory on a device.
 type Process struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -301,7 +563,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_shared_snapshotpb_sample_proto_msgTypes[2]
+	mi := &file_shared_snapshotpb_sample_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -313,7 +575,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_shared_snapshotpb_sample_proto_msgTypes[2]
+	mi := &file_shared_snapshotpb_sample_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -326,7 +588,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_shared_snapshotpb_sample_proto_rawDescGZIP(), []int{2}
+	return file_shared_snapshotpb_sample_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -347,13 +609,34 @@ var File_shared_snapshotpb_sample_proto protoreflect.FileDescriptor
 
 const file_shared_snapshotpb_sample_proto_rawDesc = "" +
 	"\n" +
-	"\x1eshared/snapshotpb/sample.proto\x12\fgpuscaler.v1\x1a\x1egoogle/protobuf/duration.proto\"\xb5\x01\n" +
+	"\x1eshared/snapshotpb/sample.proto\x12\fgpuscaler.v1\x1a\x1egoogle/protobuf/duration.proto\"\xef\x01\n" +
 	"\x06Sample\x12\x16\n" +
 	"\x06writer\x18\x01 \x01(\tR\x06writer\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x123\n" +
 	"\aelapsed\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12.\n" +
-	"\adevices\x18\x05 \x03(\v2\x14.gpuscaler.v1.DeviceR\adevices\"\xb6\x05\n" +
+	"\adevices\x18\x05 \x03(\v2\x14.gpuscaler.v1.DeviceR\adevices\x128\n" +
+	"\n" +
+	"allocation\x18\x06 \x01(\v2\x18.gpuscaler.v1.AllocationR\n" +
+	"allocation\"E\n" +
+	"\n" +
+	"Allocation\x127\n" +
+	"\n" +
+	"containers\x18\x01 \x03(\v2\x17.gpuscaler.v1.ContainerR\n" +
+	"containers\"\xbb\x01\n" +
+	"\tContainer\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
+	"\x03pod\x18\x02 \x01(\tR\x03pod\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x123\n" +
+	"\x06plugin\x18\x04 \x03(\v2\x1b.gpuscaler.v1.PluginDevicesR\x06plugin\x125\n" +
+	"\aclaimed\x18\x05 \x03(\v2\x1b.gpuscaler.v1.ClaimedDeviceR\aclaimed\"=\n" +
+	"\rPluginDevices\x12\x1a\n" +
+	"\bresource\x18\x01 \x01(\tR\bresource\x12\x10\n" +
+	"\x03ids\x18\x02 \x03(\tR\x03ids\"S\n" +
+	"\rClaimedDevice\x12\x16\n" +
+	"\x06driver\x18\x01 \x01(\tR\x06driver\x12\x12\n" +
+	"\x04pool\x18\x02 \x01(\tR\x04pool\x12\x16\n" +
+	"\x06device\x18\x03 \x01(\tR\x06device\"\xca\x05\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x14\n" +
@@ -369,7 +652,8 @@ const file_shared_snapshotpb_sample_proto_rawDesc = "" +
 	"\bcounters\x18\v \x03(\v2\".gpuscaler.v1.Device.CountersEntryR\bcounters\x128\n" +
 	"\x06failed\x18\f \x03(\v2 .gpuscaler.v1.Device.FailedEntryR\x06failed\x12\x14\n" +
 	"\x05error\x18\r \x01(\tR\x05error\x123\n" +
-	"\tprocesses\x18\x0e \x03(\v2\x15.gpuscaler.v1.ProcessR\tprocesses\x1a9\n" +
+	"\tprocesses\x18\x0e \x03(\v2\x15.gpuscaler.v1.ProcessR\tprocesses\x12\x12\n" +
+	"\x04file\x18\x0f \x01(\tR\x04file\x1a9\n" +
 	"\vValuesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\x1a;\n" +
@@ -395,28 +679,36 @@ func file_shared_snapshotpb_sample_proto_rawDescGZIP() []byte {
 	return file_shared_snapshotpb_sample_proto_rawDescData
 }
 
-var file_shared_snapshotpb_sample_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_shared_snapshotpb_sample_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_shared_snapshotpb_sample_proto_goTypes = []any{
 	(*Sample)(nil),              // 0: gpuscaler.v1.Sample
-	(*Device)(nil),              // 1: gpuscaler.v1.Device
-	(*Process)(nil),             // 2: gpuscaler.v1.Process
-	nil,                         // 3: gpuscaler.v1.Device.ValuesEntry
-	nil,                         // 4: gpuscaler.v1.Device.CountersEntry
-	nil,                         // 5: gpuscaler.v1.Device.FailedEntry
-	(*durationpb.Duration)(nil), // 6: google.protobuf.Duration
+	(*Allocation)(nil),          // 1: gpuscaler.v1.Allocation
+	(*Container)(nil),           // 2: gpuscaler.v1.Container
+	(*PluginDevices)(nil),       // 3: gpuscaler.v1.PluginDevices
+	(*ClaimedDevice)(nil),       // 4: gpuscaler.v1.ClaimedDevice
+	(*Device)(nil),              // 5: gpuscaler.v1.Device
+	(*Process)(nil),             // 6: gpuscaler.v1.Process
+	nil,                         // 7: gpuscaler.v1.Device.ValuesEntry
+	nil,                         // 8: gpuscaler.v1.Device.CountersEntry
+	nil,                         // 9: gpuscaler.v1.Device.FailedEntry
+	(*durationpb.Duration)(nil), // 10: google.protobuf.Duration
 }
 var file_shared_snapshotpb_sample_proto_depIdxs = []int32{
-	6, // 0: gpuscaler.v1.Sample.elapsed:type_name -> google.protobuf.Duration
-	1, // 1: gpuscaler.v1.Sample.devices:type_name -> gpuscaler.v1.Device
-	3, // 2: gpuscaler.v1.Device.values:type_name -> gpuscaler.v1.Device.ValuesEntry
-	4, // 3: gpuscaler.v1.Device.counters:type_name -> gpuscaler.v1.Device.CountersEntry
-	5, // 4: gpuscaler.v1.Device.failed:type_name -> gpuscaler.v1.Device.FailedEntry
-	2, // 5: gpuscaler.v1.Device.processes:type_name -> gpuscaler.v1.Process
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	10, // 0: gpuscaler.v1.Sample.elapsed:type_name -> google.protobuf.Duration
+	5,  // 1: gpuscaler.v1.Sample.devices:type_name -> gpuscaler.v1.Device
+	1,  // 2: gpuscaler.v1.Sample.allocation:type_name -> gpuscaler.v1.Allocation
+	2,  // 3: gpuscaler.v1.Allocation.containers:type_name -> gpuscaler.v1.Container
+	3,  // 4: gpuscaler.v1.Container.plugin:type_name -> gpuscaler.v1.PluginDevices
+	4,  // 5: gpuscaler.v1.Container.claimed:type_name -> gpuscaler.v1.ClaimedDevice
+	7,  // 6: gpuscaler.v1.Device.values:type_name -> gpuscaler.v1.Device.ValuesEntry
+	8,  // 7: gpuscaler.v1.Device.counters:type_name -> gpuscaler.v1.Device.CountersEntry
+	9,  // 8: gpuscaler.v1.Device.failed:type_name -> gpuscaler.v1.Device.FailedEntry
+	6,  // 9: gpuscaler.v1.Device.processes:type_name -> gpuscaler.v1.Process
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_shared_snapshotpb_sample_proto_init() }
@@ -430,7 +722,7 @@ func file_shared_snapshotpb_sample_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shared_snapshotpb_sample_proto_rawDesc), len(file_shared_snapshotpb_sample_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
