@@ -10,7 +10,7 @@ import (
 // update takes over one reading, taken at heard, which is t after the start.
 func (d *device) update(in *snapshot.Device, heard time.Time, t time.Duration) {
 	public := &Device{
-		ID: in.ID, Vendor: in.Vendor, Model: in.Model, Parent: in.Parent, Profile: in.Profile,
+		ID: in.ID, Vendor: in.Vendor, Model: in.Model, File: in.File, Parent: in.Parent, Profile: in.Profile,
 		Index: in.Index, Instance: in.Instance, MemoryTotalMiB: in.MemoryTotalMiB,
 		Heard: heard,
 		means: make(map[string]window.Means, len(in.Values)+len(in.Counters)),

@@ -30,6 +30,7 @@ type Local struct {
 	weight  int // of all devices
 	heard   time.Time
 	leftOut uint64
+	pods    pods
 }
 
 // device is the mutable state behind a Device. Guarded by Local.mu.
@@ -95,13 +96,19 @@ func (s *Source) Apply(sample *snapshot.Sample, now time.Time) error {
 		l.log.Warn("writer's state changed", "writer", sample.Writer, "error", sample.Error)
 	}
 	s.writer = Writer{Name: sample.Writer, Version: sample.Version, Heard: heard, Error: sample.Error}
-	if heard.After(l.heard) {
-		l.heard = heard
+	if sample.Allocation != nil {
+		l.pods.allocate(sample.Allocation, heard)
 	}
-	if sample.Error != "" {
-		s.fail(sample.Error, heard)
-	} else {
-		s.merge(sample, heard)
+	// The reader of the kubelet says nothing of devices, not that there are none.
+	if sample.Allocation == nil || len(sample.Devices) > 0 {
+		if heard.After(l.heard) {
+			l.heard = heard
+		}
+		if sample.Error != "" {
+			s.fail(sample.Error, heard)
+		} else {
+			s.merge(sample, heard)
+		}
 	}
 	l.publish(now)
 	return nil
@@ -238,6 +245,7 @@ func (l *Local) publish(now time.Time) {
 	for _, s := range l.writers {
 		n.Writers = append(n.Writers, s.writer)
 	}
+	l.pods.attribute(n)
 	l.node.Store(n)
 	next := make(chan struct{})
 	close(*l.updated.Swap(&next))

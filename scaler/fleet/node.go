@@ -23,6 +23,17 @@ type Node struct {
 	// Heard is when the newest sample of any writer was taken; zero when none
 	// ever came.
 	Heard time.Time
+	// Pods are the node's own that have not ended, with what they hold; ordered by
+	// namespace and name.
+	Pods []*Pod
+	// Allocated is when the kubelet was last heard of which pods hold what; zero
+	// when never.
+	Allocated time.Time
+	// ClaimsUnknown says that a pod has a resource claim for a device that is not
+	// known.
+	ClaimsUnknown bool
+	// PodsKnown says that the API server has told of the node's pods.
+	PodsKnown bool
 	// LeftOut counts the readings that were missing since the start: one for
 	// each sample and metric that a device is known to have and that could not
 	// be read, and one for a device of which nothing is known.
@@ -40,9 +51,9 @@ type Writer struct {
 
 // Device is one device with the means of its metrics. Read-only.
 type Device struct {
-	ID, Vendor, Model, Parent, Profile string
-	Index, Instance                    int
-	MemoryTotalMiB                     float64
+	ID, Vendor, Model, File, Parent, Profile string
+	Index, Instance                          int
+	MemoryTotalMiB                           float64
 	// Heard is when its newest reading was taken.
 	Heard time.Time
 	// Error is why nothing of it can be read, or "".
@@ -50,6 +61,16 @@ type Device struct {
 
 	means  map[string]window.Means
 	failed map[string]string
+}
+
+// Device is one by its ID, or nil.
+func (n *Node) Device(id string) *Device {
+	for _, d := range n.Devices {
+		if d.ID == id {
+			return d
+		}
+	}
+	return nil
 }
 
 // Value is the mean of a metric over one of window.Windows. ok is false when

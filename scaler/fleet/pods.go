@@ -1,0 +1,108 @@
+package fleet
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"gpuscaler/scaler/attribution"
+	"gpuscaler/shared/snapshot"
+)
+
+// Pod is one pod of the node. Read-only.
+type Pod struct {
+	Namespace, Name string
+	Labels          map[string]string
+	// Ready: it is ready now. WasReady: it is, or has been at some time.
+	Ready, WasReady bool
+	// Terminating: it is about to end.
+	Terminating bool
+	// Created is when the API server made it.
+	Created time.Time
+	// Holding is what it holds.
+	attribution.Holding
+}
+
+// pods is what is known of the node's pods, from two sides: the API server says
+// what they are, the kubelet what they hold. Guarded by Local.mu.
+type pods struct {
+	watched    []Pod // without what they hold
+	known      bool
+	allocation *snapshot.Allocation
+	allocated  time.Time
+	claims     attribution.Claims
+
+	// What public was made of, beside the above.
+	changed       bool
+	devices       []attribution.Device
+	public        []*Pod
+	claimsUnknown bool
+}
+
+// SetPods takes over all pods of the node that have not ended; what they hold is
+// not looked at.
+func (l *Local) SetPods(all []Pod, now time.Time) {
+	slices.SortFunc(all, func(a, b Pod) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pods.watched, l.pods.known, l.pods.changed = all, true, true
+	l.publish(now)
+}
+
+// SetClaims takes over which devices the node's ResourceSlices name.
+func (l *Local) SetClaims(claims attribution.Claims, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pods.claims, l.pods.changed = claims, true
+	l.publish(now)
+}
+
+func (p *pods) allocate(a *snapshot.Allocation, heard time.Time) {
+	if !p.allocated.Before(heard) {
+		return // of an older reader that is about to go
+	}
+	p.allocation, p.allocated, p.changed = a, heard, true
+}
+
+// attribute gives the node its pods, with what they hold of its devices.
+func (p *pods) attribute(n *Node) {
+	devices := make([]attribution.Device, len(n.Devices))
+	for i, d := range n.Devices {
+		devices[i] = attribution.Device{ID: d.ID, Parent: d.Parent, Instance: d.Instance, File: d.file()}
+	}
+	if p.changed || !slices.Equal(devices, p.devices) {
+		p.changed, p.devices, p.public = false, devices, p.match(devices)
+		p.claimsUnknown = p.allocation != nil && slices.ContainsFunc(p.allocation.Containers, p.unknown)
+	}
+	n.Pods, n.PodsKnown, n.ClaimsUnknown, n.Allocated = p.public, p.known, p.claimsUnknown, p.allocated
+}
+
+// unknown says whether a container has a claim for a device that is not known.
+func (p *pods) unknown(c snapshot.Container) bool {
+	return slices.ContainsFunc(c.Claimed, func(d snapshot.ClaimedDevice) bool { return p.claims[d] == "" })
+}
+
+func (p *pods) match(devices []attribution.Device) []*Pod {
+	var holdings map[attribution.Pod]attribution.Holding
+	if p.allocation != nil {
+		holdings = attribution.Match(devices, p.allocation, p.claims)
+	}
+	public := make([]*Pod, len(p.watched))
+	for i, pod := range p.watched {
+		pod.Holding = holdings[attribution.Pod{Namespace: pod.Namespace, Name: pod.Name}]
+		public[i] = &pod
+	}
+	return public
+}
+
+// file is the device's file. Recordings have none: there the index stands for
+// the number, which is the same on most nodes.
+func (d *Device) file() string {
+	if d.File == "" && d.Vendor == "nvidia" {
+		return fmt.Sprintf("nvidia%d", d.Index)
+	}
+	return d.File
+}
