@@ -19,8 +19,9 @@ import (
 var version = "dev"
 
 type commands struct {
-	Serve   serveCommand     `cmd:"" help:"Answer KEDA from this node's readers, or from a recording."`
-	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
+	Serve        serveCommand        `cmd:"" help:"Answer KEDA from this node's readers, or from a recording."`
+	PodResources podresourcesCommand `cmd:"" name:"podresources" help:"Tell the scaler which pods hold which GPUs, from the kubelet."`
+	Version      kong.VersionFlag    `env:"-" help:"Print the version and exit."`
 }
 
 type logOptions struct {
