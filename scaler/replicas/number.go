@@ -1,5 +1,7 @@
 package replicas
 
+import "math"
+
 // number is what makes the HPA ask for d replicas, and how many that really
 // are: the natural one if it does, else the first of those that might, else the
 // one that comes nearest, and of two the one that leaves more.
@@ -29,7 +31,7 @@ func candidates(w *Workload, c *counted, d int) []int64 {
 		if d > 0 {
 			all = append(all, (r-1)*t+1)
 		}
-		return all
+		return append(all, beside(t*int64(w.Status), w.Tolerance)...)
 	}
 	// The HPA multiplies by the pods that are ready and rounds up, with the errors
 	// of floating point: the middle of ((d-1) t/ready, d t/ready] is safe from them.
@@ -44,10 +46,16 @@ func candidates(w *Workload, c *counted, d int) []int64 {
 	if ready > 0 { // else all but t comes to 0
 		all = append(all, r*t/ready, (2*r-1)*t/(2*ready), (r-1)*t/ready+1)
 	}
+	all = append(all, beside(t, w.Tolerance)...)
 	for i := range all {
 		all[i] = max(0, all[i])
 	}
 	return all
+}
+
+// beside are the nearest numbers that are not within the tolerance of one.
+func beside(n int64, tolerance float64) []int64 {
+	return []int64{int64((1+tolerance)*float64(n)) + 1, max(0, int64(math.Ceil((1-tolerance)*float64(n)))-1)}
 }
 
 // told is how many replicas the HPA asks for when it is told a number.

@@ -17,8 +17,8 @@ const DefaultTolerance = 0.1
 // State says how a pod counts.
 type State int
 
-// The states. Pods that are terminating, have failed or are finished count in
-// no way and are not given.
+// The states. Pods that are terminating, have failed or are finished are not
+// given.
 const (
 	// Counting: the pod has been ready, and its value is known. An overloaded pod
 	// that fails its probe counts, too.
@@ -43,6 +43,9 @@ type Pod struct {
 // Workload is what the HPA scales, at one moment.
 type Workload struct {
 	Pods []Pod
+	// Terminating is how many pods are about to end and still ready: they count in
+	// no way but one, that the HPA multiplies a Value by them as well.
+	Terminating int
 	// Spec is how many replicas are asked for, Status how many there are, both
 	// from the scale subresource.
 	Spec, Status int
@@ -113,6 +116,7 @@ type counted struct {
 
 func count(w *Workload) (c counted) {
 	c.target = max(1, thousandths(w.Target))
+	c.ready = w.Terminating // getReadyPodsCount
 	for i := range w.Pods {
 		p := &w.Pods[i]
 		if p.Ready {
