@@ -67,7 +67,7 @@ contexts: [{name: c, context: {cluster: c, user: c}}], clusters: [{name: c, clus
 func startWithAPI(t *testing.T, server string) (*process, pb.ExternalScalerClient) {
 	t.Helper()
 	address := freeAddress(t)
-	p := startReplay(t, nil, address, "--kubeconfig", kubeconfig(t, server), "--node-name", "node-a")
+	p := startReplay(t, nil, address, "--kubeconfig", kubeconfig(t, server), "--workloads=off", "--node-name", "node-a")
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })

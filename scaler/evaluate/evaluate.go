@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"gpuscaler/scaler/fleet"
+	"gpuscaler/scaler/replicas"
 	"gpuscaler/scaler/terms"
 	"gpuscaler/scaler/trigger"
 	"gpuscaler/shared/snapshot"
@@ -52,6 +53,12 @@ type Decision struct {
 	Used []Reading
 	// LeftOut are those in scope that could not be read.
 	LeftOut []LeftOut
+
+	// In workload scope there are pods instead.
+	Pods []PodReading
+	// Replicas is how Value came about; nil when there are no pods.
+	Replicas    *replicas.Decision
+	terminating int // pods that are, and still ready
 }
 
 // Reading is one device's part in a Decision.
@@ -109,11 +116,11 @@ func Evaluate(t *trigger.Trigger, n *fleet.Node, now time.Time, staleAfter time.
 func checkScope(t *trigger.Trigger) error {
 	switch {
 	case t.Scope == trigger.ScopeWorkload:
-		return fail(Impossible, "scope: workload needs the Kubernetes API, which this scaler has no access to; use scope: node")
+		return fail(Impossible, "scope: workload needs the Kubernetes API and --workloads=auto, which this scaler does not have; use scope: node")
 	case t.Scope == trigger.ScopeCluster:
 		return fail(Impossible, "scope: cluster needs the other nodes, and this scaler knows only its own; use scope: node")
 	case t.PodSelector != "":
-		return fail(Impossible, "podSelector: needs the Kubernetes API, which this scaler has no access to; leave it out to scale on the node's GPUs")
+		return fail(Impossible, "podSelector: needs the Kubernetes API and --workloads=auto, which this scaler does not have; leave it out to scale on the node's GPUs")
 	}
 	return nil
 }
@@ -124,7 +131,7 @@ func inScope(t *trigger.Trigger, n *fleet.Node) ([]*fleet.Device, error) {
 	if t.GPUIndex >= 0 {
 		gpus := filter(devices, func(d *fleet.Device) bool { return d.Parent == "" })
 		if t.GPUIndex >= len(gpus) && len(n.Devices) > 0 {
-			return nil, fail(Invalid, "gpuIndex: %d is beyond the GPUs of node %s; it has %s", t.GPUIndex, n.Name, count(gpus))
+			return nil, fail(Invalid, "gpuIndex: %d is beyond the GPUs of node %s; it has %s", t.GPUIndex, n.Name, count(len(gpus)))
 		}
 		if len(gpus) > 0 {
 			gpu := gpus[t.GPUIndex]
@@ -270,14 +277,14 @@ func filter(devices []*fleet.Device, keep func(*fleet.Device) bool) []*fleet.Dev
 }
 
 // count is "8 GPUs (gpuIndex 0 to 7)".
-func count(gpus []*fleet.Device) string {
-	switch len(gpus) {
+func count(gpus int) string {
+	switch gpus {
 	case 0:
 		return "none"
 	case 1:
 		return "1 GPU (gpuIndex 0)"
 	}
-	return fmt.Sprintf("%d GPUs (gpuIndex 0 to %d)", len(gpus), len(gpus)-1)
+	return fmt.Sprintf("%d GPUs (gpuIndex 0 to %d)", gpus, gpus-1)
 }
 
 func list(devices []*fleet.Device, of func(*fleet.Device) string) string {

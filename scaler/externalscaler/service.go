@@ -48,20 +48,41 @@ type nobody struct{}
 
 func (nobody) Refused(string, string, string) {}
 
+// Workloads is where it is known what ScaledObjects scale. Neither method may
+// wait.
+type Workloads interface {
+	// Workload is what a ScaledObject scales: by podSelector, if it is not "". The
+	// metadata tells the trigger from the ScaledObject's others. Errors are of type
+	// *[evaluate.Error].
+	Workload(namespace, name, podSelector string, metadata map[string]string) (*evaluate.Workload, error)
+	// Expect says that Workload will soon be asked.
+	Expect(namespace, name, podSelector string)
+}
+
 // Service implements KEDA's ExternalScaler.
 type Service struct {
 	pb.UnimplementedExternalScalerServer
-	nodes      Nodes
-	profiles   Profiles
-	staleAfter time.Duration
-	refusals   Refusals
-	log        *slog.Logger
-	stopping   chan struct{}
+	nodes     Nodes
+	profiles  Profiles
+	limits    evaluate.Limits
+	workloads Workloads // nil: there are none
+	refusals  Refusals
+	log       *slog.Logger
+	stopping  chan struct{}
 }
 
 // NewService answers from nodes; readings older than staleAfter are no data.
 func NewService(nodes Nodes, profiles Profiles, staleAfter time.Duration, log *slog.Logger) *Service {
-	return &Service{nodes: nodes, profiles: profiles, staleAfter: staleAfter, refusals: nobody{}, log: log, stopping: make(chan struct{})}
+	return &Service{
+		nodes: nodes, profiles: profiles, limits: evaluate.Limits{StaleAfter: staleAfter},
+		refusals: nobody{}, log: log, stopping: make(chan struct{}),
+	}
+}
+
+// UseWorkloads makes triggers that name no scope read the GPUs of their own
+// workload. It must be called before the service serves.
+func (s *Service) UseWorkloads(workloads Workloads, limits evaluate.Limits) {
+	s.workloads, s.limits = workloads, limits
 }
 
 // TellRefusals names who is told of refused metadata; else nobody is. It must
@@ -83,6 +104,9 @@ func (s *Service) GetMetricSpec(_ context.Context, ref *pb.ScaledObjectRef) (*pb
 		}
 		return nil, s.refuse(ref, err)
 	}
+	if s.ofWorkload(&t) {
+		s.workloads.Expect(ref.GetNamespace(), ref.GetName(), t.PodSelector)
+	}
 	return spec(&t), nil
 }
 
@@ -95,7 +119,7 @@ func (s *Service) GetMetrics(_ context.Context, r *pb.GetMetricsRequest) (*pb.Ge
 	if err != nil {
 		return nil, err
 	}
-	d, err := evaluate.Evaluate(&t, s.nodes.Node(), time.Now(), s.staleAfter)
+	d, err := s.decide(&t, r.GetScaledObjectRef())
 	if err != nil {
 		return nil, s.refuse(r.GetScaledObjectRef(), err)
 	}
@@ -112,11 +136,43 @@ func (s *Service) IsActive(_ context.Context, ref *pb.ScaledObjectRef) (*pb.IsAc
 	if err != nil {
 		return nil, err
 	}
-	active, err := evaluate.Active(&t, s.nodes.Node(), time.Now(), s.staleAfter)
+	active, err := s.active(&t, ref)
 	if err != nil {
 		return nil, s.refuse(ref, err)
 	}
 	return &pb.IsActiveResponse{Result: active}, nil
+}
+
+// ofWorkload says whether a trigger is about the workload's own pods: by what it
+// says, else wherever these can be known.
+func (s *Service) ofWorkload(t *trigger.Trigger) bool {
+	return s.workloads != nil && (t.Scope == trigger.ScopeWorkload || t.Scope == "")
+}
+
+func (s *Service) decide(t *trigger.Trigger, ref *pb.ScaledObjectRef) (evaluate.Decision, error) {
+	if !s.ofWorkload(t) {
+		return evaluate.Evaluate(t, s.nodes.Node(), time.Now(), s.limits.StaleAfter)
+	}
+	w, err := s.workload(t, ref)
+	if err != nil {
+		return evaluate.Decision{}, err
+	}
+	return evaluate.ForWorkload(t, s.nodes.Node(), w, time.Now(), s.limits)
+}
+
+func (s *Service) active(t *trigger.Trigger, ref *pb.ScaledObjectRef) (bool, error) {
+	if !s.ofWorkload(t) || t.AlwaysActive {
+		return evaluate.Active(t, s.nodes.Node(), time.Now(), s.limits.StaleAfter)
+	}
+	w, err := s.workload(t, ref)
+	if err != nil {
+		return false, err
+	}
+	return evaluate.ActiveForWorkload(t, s.nodes.Node(), w, time.Now(), s.limits)
+}
+
+func (s *Service) workload(t *trigger.Trigger, ref *pb.ScaledObjectRef) (*evaluate.Workload, error) {
+	return s.workloads.Workload(ref.GetNamespace(), ref.GetName(), t.PodSelector, ref.GetScalerMetadata())
 }
 
 func (s *Service) trigger(ref *pb.ScaledObjectRef) (trigger.Trigger, error) {

@@ -246,7 +246,7 @@ func TestNoData(t *testing.T) {
 	check(metadata{"metricType": "sm_activity"}, codes.FailedPrecondition, "metricType: no GPU in scope on node node-1 has sm_activity; they have gpu_utilization")
 	check(metadata{"gpuModel": "A100"}, codes.FailedPrecondition, `gpuModel: no GPU in scope on node node-1 has "A100" in its name; there are NVIDIA H200`)
 	check(metadata{"scope": "workload"}, codes.FailedPrecondition,
-		"scope: workload needs the Kubernetes API, which this scaler has no access to; use scope: node")
+		"scope: workload needs the Kubernetes API and --workloads=auto, which this scaler does not have; use scope: node")
 }
 
 func TestStale(t *testing.T) {

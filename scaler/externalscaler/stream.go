@@ -7,8 +7,6 @@ import (
 	pb "github.com/kedacore/keda/v2/pkg/scalers/externalscaler"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
-
-	"gpuscaler/scaler/evaluate"
 )
 
 // StreamIsActive sends the state at once, at every change, and true again at
@@ -27,7 +25,7 @@ func (s *Service) StreamIsActive(ref *pb.ScaledObjectRef, stream grpc.ServerStre
 	sent, last, beat := false, false, false
 	for {
 		updated := s.nodes.Updated() // taken before the data: no change is missed
-		active, err := evaluate.Active(&t, s.nodes.Node(), time.Now(), s.staleAfter)
+		active, err := s.active(&t, ref)
 		if err == nil && (!sent || active != last || (active && beat)) {
 			if err := stream.Send(&pb.IsActiveResponse{Result: active}); err != nil {
 				return err

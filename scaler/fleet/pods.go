@@ -10,17 +10,19 @@ import (
 	"gpuscaler/shared/snapshot"
 )
 
-// Pod is one pod of the node. Read-only.
+// Pod is one pod. Read-only.
 type Pod struct {
 	Namespace, Name string
-	Labels          map[string]string
+	// Node is where it is; "" while it waits for one.
+	Node   string
+	Labels map[string]string
 	// Ready: it is ready now. WasReady: it is, or has been at some time.
 	Ready, WasReady bool
 	// Terminating: it is about to end.
 	Terminating bool
 	// Created is when the API server made it.
 	Created time.Time
-	// Holding is what it holds.
+	// Holding is what it holds, of a pod of this node.
 	attribution.Holding
 }
 

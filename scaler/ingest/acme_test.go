@@ -86,7 +86,7 @@ func TestAnotherVendorBesideTheGPUs(t *testing.T) {
 	service := externalscaler.NewService(node, store, staleAfter, slog.New(slog.DiscardHandler))
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := ingest.Listen(ingest.Options{
-		Path: socket, UID: -1, FrameTimeout: staleAfter, Log: slog.New(slog.DiscardHandler),
+		Path: socket, FrameTimeout: staleAfter, Log: slog.New(slog.DiscardHandler),
 		Connect: func() ingest.Sink { return node.Connect() },
 	})
 	require.NoError(t, err)

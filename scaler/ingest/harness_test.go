@@ -111,7 +111,7 @@ func listen(t testing.TB, change ...func(*Options)) (*recorder, string) {
 	t.Helper()
 	r := &recorder{}
 	o := Options{
-		Path: socketPath(t), UID: -1, FrameTimeout: 10 * time.Second, Connect: r.connect,
+		Path: socketPath(t), FrameTimeout: 10 * time.Second, Connect: r.connect,
 		Log: slog.New(slog.NewTextHandler(r, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	for _, f := range change {

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -46,8 +47,8 @@ type Options struct {
 	// Path of the socket. A stale socket there is replaced; anything else, or
 	// a socket that answers, is an error.
 	Path string
-	// UID is the only user whose connections are accepted, or -1 for any.
-	UID int
+	// UIDs are the only users whose connections are accepted; none are all.
+	UIDs []int
 	// FrameTimeout closes a connection on which no whole frame arrives for so
 	// long.
 	FrameTimeout time.Duration
@@ -202,8 +203,8 @@ func (l *Listener) authorize(c *connection) bool {
 		return false
 	}
 	c.log = l.Log.With("uid", cred.Uid, "gid", cred.Gid, "pid", cred.Pid)
-	if l.UID >= 0 && cred.Uid != uint32(l.UID) { //nolint:gosec // not negative
-		c.log.Warn("writer refused: wrong uid", "allowed", l.UID)
+	if len(l.UIDs) > 0 && !slices.Contains(l.UIDs, int(cred.Uid)) {
+		c.log.Warn("writer refused: wrong uid", "allowed", l.UIDs)
 		return false
 	}
 	c.log.Debug("writer connected")

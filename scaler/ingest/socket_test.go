@@ -18,7 +18,7 @@ import (
 )
 
 func open(path string) (*Listener, error) {
-	return Listen(Options{Path: path, UID: -1, Log: slog.New(slog.DiscardHandler)})
+	return Listen(Options{Path: path, Log: slog.New(slog.DiscardHandler)})
 }
 
 func TestMode(t *testing.T) {
@@ -129,13 +129,13 @@ func TestNothingIsSentBack(t *testing.T) {
 }
 
 func TestOwnUIDIsAccepted(t *testing.T) {
-	r, path := listen(t, func(o *Options) { o.UID = os.Getuid() })
+	r, path := listen(t, func(o *Options) { o.UIDs = []int{os.Getuid() + 1, os.Getuid()} })
 	served(t, r, path, "good")
 }
 
 func TestOtherUIDIsRefused(t *testing.T) {
 	if os.Getuid() != 0 {
-		r, path := listen(t, func(o *Options) { o.UID = os.Getuid() + 1 })
+		r, path := listen(t, func(o *Options) { o.UIDs = []int{os.Getuid() + 1, os.Getuid() + 2} })
 		dropped(t, dial(t, path))
 		eventually(t, "log", func() bool { return r.logged("writer refused: wrong uid") == 1 })
 		return
@@ -145,7 +145,7 @@ func TestOtherUIDIsRefused(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.Remove(dir)) })
 	require.NoError(t, os.Chmod(dir, 0o755))
-	r, path := listen(t, func(o *Options) { o.UID, o.Path = 0, filepath.Join(dir, "s") })
+	r, path := listen(t, func(o *Options) { o.UIDs, o.Path = []int{0}, filepath.Join(dir, "s") })
 	require.NoError(t, os.Chmod(path, 0o666))
 
 	// A system call that changes one thread only; the thread dies with its
@@ -178,7 +178,7 @@ func TestOtherUIDIsRefused(t *testing.T) {
 // Whoever connects or writes while the listener ends is let go of.
 func TestEndWithOpenConnections(t *testing.T) {
 	r := &recorder{}
-	l, err := Listen(Options{Path: socketPath(t), UID: -1, FrameTimeout: time.Hour, Connect: r.connect, Log: slog.New(slog.DiscardHandler)})
+	l, err := Listen(Options{Path: socketPath(t), FrameTimeout: time.Hour, Connect: r.connect, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
@@ -200,7 +200,7 @@ func TestEndWithOpenConnections(t *testing.T) {
 // A listener that breaks down leaves no socket behind.
 func TestAcceptFails(t *testing.T) {
 	r := &recorder{}
-	l, err := Listen(Options{Path: socketPath(t), UID: -1, FrameTimeout: time.Hour, Connect: r.connect, Log: slog.New(slog.DiscardHandler)})
+	l, err := Listen(Options{Path: socketPath(t), FrameTimeout: time.Hour, Connect: r.connect, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	require.NoError(t, l.listener.SetDeadline(time.Now()))
 	assert.ErrorContains(t, l.Run(t.Context()), "accepting writers: ")

@@ -105,7 +105,7 @@ func generate(r *rand.Rand) situation {
 
 var now = time.Now()
 
-const namespace = "shop"
+const namespace, node = "shop", "node-1"
 
 var app = labels.Set{"app": "llm"}
 
@@ -115,6 +115,7 @@ func (s situation) pods() (all []*corev1.Pod) {
 		started := now.Add(-time.Hour)
 		p := &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprint("pod-", i), Labels: app, CreationTimestamp: metav1.NewTime(started)},
+			Spec:       corev1.PodSpec{NodeName: node},
 			Status:     corev1.PodStatus{Phase: corev1.PodRunning, StartTime: new(metav1.NewTime(started))},
 		}
 		condition := corev1.PodCondition{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(started.Add(time.Minute))}
@@ -124,7 +125,7 @@ func (s situation) pods() (all []*corev1.Pod) {
 		case loading:
 			condition.Status, condition.LastTransitionTime = corev1.ConditionFalse, metav1.NewTime(started)
 		case pending:
-			p.Status = corev1.PodStatus{Phase: corev1.PodPending}
+			p.Status, p.Spec.NodeName = corev1.PodStatus{Phase: corev1.PodPending}, ""
 		case terminating:
 			p.DeletionTimestamp = new(metav1.NewTime(now))
 		case ready, silent, kinds: // as above
@@ -215,7 +216,7 @@ func (k *kubernetes) forNumber(t *testing.T, number int64) int {
 // the API server's pods.
 func ours(t *testing.T, s situation) (evaluate.Decision, error) {
 	t.Helper()
-	node := fleet.NewLocal("node-1", time.Minute, slog.New(slog.DiscardHandler), now)
+	local := fleet.NewLocal(node, time.Minute, slog.New(slog.DiscardHandler), now)
 	sample := &snapshot.Sample{Writer: "nvmlsidecar"}
 	allocation := &snapshot.Allocation{}
 	w := evaluate.Workload{Name: "ScaledObject shop/llm", Namespace: namespace, Selector: labels.SelectorFromSet(app), Spec: s.spec, Status: s.status, Told: now}
@@ -232,7 +233,7 @@ func ours(t *testing.T, s situation) (evaluate.Decision, error) {
 		sample.Devices = append(sample.Devices, device)
 		switch s.kinds[i] {
 		case pending:
-			w.Unscheduled = append(w.Unscheduled, new(pod.Describe(p)))
+			w.Pods = append(w.Pods, new(pod.Describe(p)))
 		default:
 			here = append(here, pod.Describe(p))
 			allocation.Containers = append(allocation.Containers, snapshot.Container{
@@ -240,12 +241,12 @@ func ours(t *testing.T, s situation) (evaluate.Decision, error) {
 			})
 		}
 	}
-	require.NoError(t, node.Connect().Apply(sample, now))
-	require.NoError(t, node.Connect().Apply(&snapshot.Sample{Writer: "podresources", Allocation: allocation}, now))
-	node.SetPods(here, now)
+	require.NoError(t, local.Connect().Apply(sample, now))
+	require.NoError(t, local.Connect().Apply(&snapshot.Sample{Writer: "podresources", Allocation: allocation}, now))
+	local.SetPods(here, now)
 	parsed, err := trigger.Parse(map[string]string{"metricType": "gpu_utilization", "window": "0s", "targetValue": fmt.Sprint(s.target)}, profiles.Builtin())
 	require.NoError(t, err)
-	return evaluate.ForWorkload(&parsed, node.Node(), &w, now, evaluate.Limits{
+	return evaluate.ForWorkload(&parsed, local.Node(), &w, now, evaluate.Limits{
 		StaleAfter: time.Minute, AttributionStaleAfter: time.Minute, Tolerance: replicas.DefaultTolerance,
 	})
 }

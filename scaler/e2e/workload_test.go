@@ -1,0 +1,181 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	pb "github.com/kedacore/keda/v2/pkg/scalers/externalscaler"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	podresourcesv1 "k8s.io/kubelet/pkg/apis/podresources/v1"
+
+	"gpuscaler/shared/fixture"
+)
+
+// gate lets through, or has all wait until it is opened.
+type gate struct {
+	mu     sync.Mutex
+	closed chan struct{}
+}
+
+func (g *gate) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = make(chan struct{})
+}
+
+func (g *gate) open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed != nil {
+		close(g.closed)
+		g.closed = nil
+	}
+}
+
+func (g *gate) wait(ctx context.Context) {
+	g.mu.Lock()
+	closed := g.closed
+	g.mu.Unlock()
+	if closed == nil {
+		return
+	}
+	select {
+	case <-closed:
+	case <-ctx.Done():
+	}
+}
+
+// cluster is an API server and a kubelet, with a ScaledObject default/llm whose
+// Deployment has two pods on the node, and a pod of somebody else.
+type cluster struct {
+	gate
+	podresourcesv1.UnimplementedPodResourcesListerServer
+	gpus []string
+}
+
+func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.wait(r.Context())
+	w.Header().Set("Content-Type", "application/json")
+	query := r.URL.Query()
+	switch {
+	case r.URL.Path == "/apis/keda.sh/v1alpha1/namespaces/default/scaledobjects/llm":
+		_, _ = w.Write([]byte(`{"spec":{"scaleTargetRef":{"name":"llm"},"triggers":[{"type":"external","metadata":{}}]},
+			"status":{"scaleTargetGVKR":{"group":"apps","version":"v1","kind":"Deployment","resource":"deployments"}}}`))
+	case r.URL.Path == "/apis/apps/v1/namespaces/default/deployments/llm/scale":
+		_, _ = w.Write([]byte(`{"spec":{"replicas":2},"status":{"replicas":2,"selector":"app=llm"}}`))
+	case query.Get("watch") != "" && query.Get("sendInitialEvents") == "":
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	case r.URL.Path == "/api/v1/pods" && query.Get("fieldSelector") == "spec.nodeName=node-a" && query.Get("watch") == "":
+		var pods []string
+		for _, name := range []string{"llm-0", "llm-1", "other-0"} {
+			pods = append(pods, fmt.Sprintf(`{"spec":{"nodeName":"node-a"},"metadata":{"namespace":"default","name":%q,"uid":%q,"labels":{"app":%q}},
+				"status":{"phase":"Running","startTime":"2026-03-01T12:00:00Z","conditions":[{"type":"Ready","status":"True"}]}}`,
+				name, name, strings.TrimRight(name, "-01")))
+		}
+		_, _ = fmt.Fprintf(w, `{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[%s]}`, strings.Join(pods, ","))
+	case r.URL.Path == "/api/v1/namespaces/default/pods":
+		_, _ = w.Write([]byte(`{"kind":"PodList","apiVersion":"v1","items":[]}`))
+	default:
+		w.WriteHeader(http.StatusBadRequest)
+		_ = json.NewEncoder(w).Encode(map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "BadRequest", "code": 400})
+	}
+}
+
+func (c *cluster) List(ctx context.Context, _ *podresourcesv1.ListPodResourcesRequest) (*podresourcesv1.ListPodResourcesResponse, error) {
+	c.wait(ctx)
+	answer := &podresourcesv1.ListPodResourcesResponse{}
+	for i, name := range []string{"llm-0", "llm-1"} {
+		answer.PodResources = append(answer.PodResources, &podresourcesv1.PodResources{
+			Namespace: "default", Name: name, Containers: []*podresourcesv1.ContainerResources{{
+				Name: "engine", Devices: []*podresourcesv1.ContainerDevices{{ResourceName: "nvidia.com/gpu", DeviceIds: c.gpus[i : i+1]}},
+			}},
+		})
+	}
+	return answer, nil
+}
+
+// TestNobodyWaitsForTheCluster: with API server and kubelet hanging, which is
+// worse than down, every call is answered at once: by what was known, then with
+// what is missing; and with the number again when they are back.
+func TestNobodyWaitsForTheCluster(t *testing.T) {
+	recording, err := fixture.Load("../../testdata/two-60-80.csv")
+	require.NoError(t, err)
+	c := &cluster{}
+	for _, d := range recording.Samples[0].Devices {
+		c.gpus = append(c.gpus, d.ID)
+	}
+	server := httptest.NewServer(c)
+	t.Cleanup(server.Close) // after the scaler, which watches, has ended
+	defer c.open()
+	n := startNode(t, "two-60-80.csv", "--kubeconfig", kubeconfig(t, server.URL), "--stale-after=2s", "--attribution-stale-after=6s")
+	serveKubelet(t, c, n.dir+"/kubelet.sock")
+	start(t, nil, bin+"/scaler", "podresources", "--socket", n.socket, "--kubelet-socket", n.dir+"/kubelet.sock", "--interval=1s")
+
+	ref := n.ref(map[string]string{"targetValue": "75", "window": "0s"})
+	ask := func() (float64, error) {
+		began := time.Now()
+		_, err := n.GetMetricSpec(t.Context(), ref)
+		require.NoError(t, err)
+		_, activeErr := n.IsActive(t.Context(), ref)
+		r, err := n.GetMetrics(t.Context(), &pb.GetMetricsRequest{ScaledObjectRef: ref})
+		require.Less(t, time.Since(began), 500*time.Millisecond, "a call waits")
+		if err != nil {
+			require.Equal(t, status.Convert(err).Message(), status.Convert(activeErr).Message())
+			return 0, err
+		}
+		require.NoError(t, activeErr)
+		return r.GetMetricValues()[0].GetMetricValueFloat(), nil
+	}
+	known := func() error {
+		v, err := ask()
+		if err == nil && v != 140 {
+			err = fmt.Errorf("%v; want the sum of both pods' GPUs", v)
+		}
+		return err
+	}
+	n.eventually(10*time.Second, known)
+
+	c.close()
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		require.NoError(t, known(), "what was known is good for a while")
+	}
+	missing := regexp.MustCompile("nothing heard from (the kubelet|the API server) for .*, more than 6s")
+	n.eventually(10*time.Second, func() error {
+		_, err := ask()
+		if status.Code(err) != codes.Unavailable || !missing.MatchString(err.Error()) {
+			return fmt.Errorf("got %w", err)
+		}
+		return nil
+	})
+	v, err := n.value(map[string]string{"scope": "node", "window": "0s"})
+	require.NoError(t, err)
+	assert.InDelta(t, 80, v, 0, "the node's own GPUs are known all the same")
+
+	c.open()
+	n.eventually(20*time.Second, known)
+}
+
+func serveKubelet(t *testing.T, c *cluster, socket string) {
+	t.Helper()
+	l, err := net.Listen("unix", socket)
+	require.NoError(t, err)
+	s := grpc.NewServer()
+	podresourcesv1.RegisterPodResourcesListerServer(s, c)
+	served := make(chan struct{})
+	go func() { defer close(served); _ = s.Serve(l) }()
+	t.Cleanup(func() { s.Stop(); <-served })
+}

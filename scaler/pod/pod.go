@@ -1,0 +1,41 @@
+// Package pod says what the scaler wants to know of a Kubernetes pod. It is pure.
+package pod
+
+import (
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"gpuscaler/scaler/fleet"
+)
+
+// initialReadiness is within what time of its start a pod's readiness is not a
+// change of it, as the HPA has it
+// (--horizontal-pod-autoscaler-initial-readiness-delay).
+const initialReadiness = 30 * time.Second
+
+// Ended says that a pod has failed or is finished: then it counts in no way.
+func Ended(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
+}
+
+// Describe is what the scaler wants to know of a pod. Whether a pod that is not
+// ready has been is told by when its readiness changed last, as the HPA does
+// (groupPods in k8s.io/kubernetes/pkg/controller/podautoscaler).
+func Describe(p *corev1.Pod) fleet.Pod {
+	d := fleet.Pod{
+		Namespace: p.Namespace, Name: p.Name, Node: p.Spec.NodeName, Labels: p.Labels,
+		Created: p.CreationTimestamp.Time, Terminating: p.DeletionTimestamp != nil,
+	}
+	if p.Status.Phase != corev1.PodRunning || p.Status.StartTime == nil {
+		return d
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type != corev1.PodReady {
+			continue
+		}
+		d.Ready = c.Status == corev1.ConditionTrue
+		d.WasReady = d.Ready || c.LastTransitionTime.After(p.Status.StartTime.Add(initialReadiness))
+	}
+	return d
+}

@@ -1,0 +1,139 @@
+// Package pods watches the pods of one node. It must not know what they hold.
+package pods
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"gpuscaler/scaler/fleet"
+	"gpuscaler/scaler/kubernetes"
+	"gpuscaler/scaler/pod"
+)
+
+// settle is how long changes are collected before they are told: pods change
+// several times while they start.
+const settle = 100 * time.Millisecond
+
+// Sink takes all pods of the node.
+type Sink interface {
+	SetPods(all []fleet.Pod, now time.Time)
+}
+
+// Watch watches the pods of one node.
+type Watch struct {
+	client rest.Interface
+	node   string
+	sink   Sink
+	log    *slog.Logger
+	// ready are the pods that have been seen ready. Of Run alone.
+	ready map[types.UID]bool
+}
+
+// New prepares to watch the pods of a node. It asks nothing of the API server.
+func New(config *rest.Config, node string, sink Sink, log *slog.Logger) (*Watch, error) {
+	client, err := kubernetes.Core(config)
+	if err != nil {
+		return nil, fmt.Errorf("pods: %w", err)
+	}
+	return &Watch{client: client, node: node, sink: sink, log: log, ready: map[types.UID]bool{}}, nil
+}
+
+// Run watches until ctx is done. While the API server cannot be reached it goes
+// on trying, and what was told last stays.
+func (w *Watch) Run(ctx context.Context) error {
+	changed := make(chan struct{}, 1)
+	note := func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: cache.NewListWatchFromClient(w.client, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", w.node)),
+		ObjectType:    &corev1.Pod{},
+		Transform:     strip,
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(any) { note() },
+			UpdateFunc: func(any, any) { note() },
+			DeleteFunc: func(any) { note() },
+		},
+	})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		informer.RunWithContext(ctx)
+	}()
+	defer func() { <-ended }()
+	if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
+		return nil
+	}
+	w.log.Info("the node's pods are known", "pods", len(store.ListKeys()))
+	for {
+		w.tell(store)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+		select { // what comes together is told together
+		case <-ctx.Done():
+			return nil
+		case <-time.After(settle):
+		}
+		select {
+		case <-changed:
+		default:
+		}
+	}
+}
+
+// tell hands over the pods that count.
+func (w *Watch) tell(store cache.Store) {
+	var all []fleet.Pod
+	ready := make(map[types.UID]bool)
+	for _, object := range store.List() {
+		o := object.(*corev1.Pod)
+		if pod.Ended(o) {
+			continue
+		}
+		p := pod.Describe(o)
+		p.WasReady = p.WasReady || w.ready[o.UID]
+		if p.WasReady {
+			ready[o.UID] = true
+		}
+		all = append(all, p)
+	}
+	w.ready = ready
+	w.sink.SetPods(all, time.Now())
+}
+
+// strip keeps what tell looks at: the cache is to stay small whatever is in a pod.
+func strip(object any) (any, error) {
+	p, ok := object.(*corev1.Pod)
+	if !ok {
+		return object, nil // a tombstone
+	}
+	small := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: p.Name, Namespace: p.Namespace, UID: p.UID, ResourceVersion: p.ResourceVersion,
+			Labels: p.Labels, CreationTimestamp: p.CreationTimestamp, DeletionTimestamp: p.DeletionTimestamp,
+		},
+		Spec:   corev1.PodSpec{NodeName: p.Spec.NodeName},
+		Status: corev1.PodStatus{Phase: p.Status.Phase, StartTime: p.Status.StartTime},
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			small.Status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status, LastTransitionTime: c.LastTransitionTime}}
+		}
+	}
+	return small, nil
+}

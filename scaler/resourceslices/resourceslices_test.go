@@ -1,0 +1,134 @@
+package resourceslices
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"k8s.io/client-go/rest"
+
+	"gpuscaler/scaler/fleet"
+	"gpuscaler/shared/snapshot"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	v1 = `{"kind":"ResourceSliceList","items":[
+ {"spec":{"driver":"gpu.nvidia.com","nodeName":"node-1","pool":{"name":"node-1","generation":1,"resourceSliceCount":1},"devices":[
+  {"name":"gpu-0","attributes":{"uuid":{"string":"GPU-a"},"index":{"int":0},"type":{"string":"gpu"}}},
+  {"name":"gpu-1-mig-1g","attributes":{"type":{"string":"mig"}}}]}},
+ {"spec":{"driver":"nic.example.com","pool":{"name":"node-1"},"devices":[{"name":"eth0","attributes":{"example.com/uuid":{"string":"NIC-1"}}}]}}]}`
+	v1beta1 = `{"items":[{"spec":{"driver":"gpu.nvidia.com","pool":{"name":"node-1"},"devices":[
+  {"name":"gpu-0","basic":{"attributes":{"uuid":{"string":"GPU-a"}}}}]}}]}`
+)
+
+// apiServer answers from a table of paths.
+type apiServer struct {
+	mu      sync.Mutex
+	answers map[string]string
+	asked   int
+}
+
+func (s *apiServer) RoundTrip(r *http.Request) (*http.Response, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked++
+	w := httptest.NewRecorder()
+	w.Header().Set("Content-Type", "application/json")
+	if answer, ok := s.answers[r.URL.RequestURI()]; ok {
+		_, _ = w.WriteString(answer)
+	} else {
+		w.WriteHeader(http.StatusNotFound)
+	}
+	response := w.Result()
+	response.Request = r
+	return response, nil
+}
+
+func (s *apiServer) requests() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
+}
+
+// run has a node with one GPU, and a pod with a claim for gpu-0.
+func run(t *testing.T, answers map[string]string, story func(node *fleet.Local, s *apiServer)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		node := fleet.NewLocal("node-1", 10*time.Second, slog.New(slog.DiscardHandler), time.Now())
+		require.NoError(t, node.Connect().Apply(&snapshot.Sample{Writer: "nvmlsidecar", Devices: []snapshot.Device{{ID: "GPU-a", Vendor: "nvidia"}}}, time.Now()))
+		node.SetPods([]fleet.Pod{{Namespace: "ns", Name: "p"}}, time.Now())
+		s := &apiServer{answers: answers}
+		f, err := New(&rest.Config{Host: "http://kubernetes", Transport: s}, "node-1", node, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer cancel()
+		running.Go(func() { assert.NoError(t, f.Run(ctx)) })
+		story(node, s)
+	})
+}
+
+func claim(node *fleet.Local, device string) {
+	_ = node.Connect().Apply(&snapshot.Sample{Writer: "podresources", Allocation: &snapshot.Allocation{Containers: []snapshot.Container{{
+		Namespace: "ns", Pod: "p", Claimed: []snapshot.ClaimedDevice{{Driver: "gpu.nvidia.com", Pool: "node-1", Device: device}},
+	}}}}, time.Now())
+}
+
+func held(node *fleet.Local) string {
+	shares := node.Node().Pods[0].Shares
+	if len(shares) == 0 {
+		return ""
+	}
+	return shares[0].Device
+}
+
+func TestVersions(t *testing.T) {
+	for path, answer := range map[string]string{
+		"/apis/resource.k8s.io/v1/resourceslices?fieldSelector=spec.nodeName%3Dnode-1":      v1,
+		"/apis/resource.k8s.io/v1beta2/resourceslices?fieldSelector=spec.nodeName%3Dnode-1": v1,
+		"/apis/resource.k8s.io/v1beta1/resourceslices?fieldSelector=spec.nodeName%3Dnode-1": v1beta1,
+	} {
+		run(t, map[string]string{path: answer}, func(node *fleet.Local, _ *apiServer) {
+			claim(node, "gpu-0")
+			assert.Empty(t, held(node), path)
+			time.Sleep(2 * look)
+			assert.Equal(t, "GPU-a", held(node), path)
+		})
+	}
+}
+
+// Nobody is asked when there is no claim, or when all are known; and not often
+// when one cannot be known.
+func TestAsksOnlyForTheUnknown(t *testing.T) {
+	run(t, map[string]string{"/apis/resource.k8s.io/v1/resourceslices?fieldSelector=spec.nodeName%3Dnode-1": v1}, func(node *fleet.Local, s *apiServer) {
+		time.Sleep(time.Hour)
+		assert.Zero(t, s.requests())
+		claim(node, "gpu-0")
+		time.Sleep(time.Hour)
+		assert.Equal(t, 1, s.requests())
+		claim(node, "gpu-1-mig-1g") // has no UUID
+		time.Sleep(10 * again)
+		assert.InDelta(t, 11, s.requests(), 2)
+	})
+}
+
+// Without the API there is no answer, and what the pod holds stays unknown.
+func TestNoAPI(t *testing.T) {
+	run(t, nil, func(node *fleet.Local, _ *apiServer) {
+		claim(node, "gpu-0")
+		time.Sleep(time.Minute)
+		assert.Empty(t, held(node))
+		assert.Equal(t, []string{"gpu.nvidia.com/node-1/gpu-0"}, node.Node().Pods[0].Unknown)
+	})
+}

@@ -1,0 +1,225 @@
+// Package workload finds what a ScaledObject scales: by its scaleTargetRef's
+// scale subresource, whatever kind that is. Answers come from memory, and are
+// read again in the background for as long as somebody asks. It must not know
+// what the pods hold.
+package workload
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/cache"
+	"k8s.io/client-go/rest"
+
+	"gpuscaler/scaler/evaluate"
+)
+
+const (
+	// period is how old an answer gets, and how soon something that could not be
+	// read is tried again.
+	period = 3 * time.Second
+	// asked is for how long an answer is kept fresh after somebody asked.
+	asked = 5 * time.Minute
+	// remembered bounds what is remembered of names that anyone can make up.
+	remembered = 1024
+	// workers is how many workloads are read at once.
+	workers = 4
+	// timeout is the longest that one request may take.
+	timeout = 5 * time.Second
+	// Requests per second to the API server, and how many at once; three for each
+	// workload and period.
+	requestsPerSecond = 50
+	requestBurst      = 100
+	// Names that were not known are looked up so often per second, and so many at
+	// once: whoever reaches KEDA's port can make them up.
+	newNames     = 10
+	newNameBurst = 100
+)
+
+// ask is what is asked for: a ScaledObject's workload, by a selector of pods in
+// place of its target's own if that is not "".
+type ask struct{ namespace, name, podSelector string }
+
+func (a ask) String() string { return a.namespace + "/" + a.name }
+
+// Resolver finds workloads. Its methods are safe for concurrent use.
+type Resolver struct {
+	api *api
+	log *slog.Logger
+
+	queue chan *entry
+
+	mu      sync.Mutex
+	entries *cache.LRUExpireCache // of ask to *entry
+	unknown *rate.Limiter         // of entries that have never been found
+}
+
+// entry is one workload. Its fields are guarded by Resolver.mu.
+type entry struct {
+	ask      ask
+	found    *found // the last that could be read, or nil
+	err      error  // why it cannot be read now
+	definite bool   // err is an answer, and not the lack of one
+	read     time.Time
+	queued   bool
+}
+
+// found is what the API server told.
+type found struct {
+	workload evaluate.Workload
+	triggers []triggerSpec
+}
+
+// New makes a resolver. It asks nothing of the API server.
+func New(config *rest.Config, log *slog.Logger) (*Resolver, error) {
+	api, err := newAPI(config)
+	if err != nil {
+		return nil, fmt.Errorf("workloads: %w", err)
+	}
+	return &Resolver{
+		api: api, log: log,
+		queue:   make(chan *entry, remembered),
+		entries: cache.NewLRUExpireCache(remembered),
+		unknown: rate.NewLimiter(newNames, newNameBurst),
+	}, nil
+}
+
+// Workload is what is known of a ScaledObject's workload, by podSelector if that
+// is not ""; metadata is that of the trigger that asks, which tells it from the
+// ScaledObject's others. It never
+// waits: the first time nothing is known, and the answer is [evaluate.Unavailable].
+// Errors are of type *[evaluate.Error].
+func (r *Resolver) Workload(namespace, name, podSelector string, metadata map[string]string) (*evaluate.Workload, error) {
+	a := ask{namespace, name, podSelector}
+	if podSelector != "" {
+		if _, err := labels.Parse(podSelector); err != nil {
+			return nil, fail(evaluate.Invalid, "podSelector: %w; allowed is a label selector like \"app=llm\"", err)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.entry(a)
+	switch {
+	case e == nil || (e.found == nil && e.err == nil):
+		return nil, fail(evaluate.Unavailable, "ScaledObject %s: not read yet from the API server", a)
+	case e.found == nil || e.definite:
+		return nil, e.err
+	}
+	w := e.found.workload
+	w.TargetType = targetType(e.found.triggers, metadata)
+	return &w, nil
+}
+
+// Expect has a workload read that will soon be asked for.
+func (r *Resolver) Expect(namespace, name, podSelector string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.entry(ask{namespace, name, podSelector})
+}
+
+// entry is that of an ask, which is read soon if it is new, or was not found some
+// time ago; nil when there are too many of these.
+func (r *Resolver) entry(a ask) *entry {
+	var e *entry
+	if known, ok := r.entries.Get(a); ok {
+		e = known.(*entry)
+	}
+	if e == nil || (e.found == nil && !e.queued && time.Since(e.read) >= period) {
+		if !r.unknown.Allow() {
+			return e
+		}
+		if e == nil {
+			e = &entry{ask: a}
+		}
+		r.enqueue(e)
+	}
+	r.entries.Add(a, e, asked)
+	return e
+}
+
+func (r *Resolver) enqueue(e *entry) {
+	if e.queued {
+		return
+	}
+	select {
+	case r.queue <- e:
+		e.queued = true
+	default: // another round does it
+	}
+}
+
+// Run reads until ctx is done.
+func (r *Resolver) Run(ctx context.Context) error {
+	var all sync.WaitGroup
+	defer all.Wait()
+	for range workers {
+		all.Go(func() { r.work(ctx) })
+	}
+	tick := time.NewTicker(period / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			r.due(time.Now())
+		}
+	}
+}
+
+// due queues the workloads that have to be read again.
+func (r *Resolver) due(now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, key := range r.entries.Keys() {
+		known, ok := r.entries.Get(key)
+		if !ok {
+			continue
+		}
+		if e := known.(*entry); e.found != nil && now.Sub(e.read) >= period {
+			r.enqueue(e)
+		}
+	}
+}
+
+func (r *Resolver) work(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e := <-r.queue:
+			r.refresh(ctx, e)
+		}
+	}
+}
+
+func (r *Resolver) refresh(ctx context.Context, e *entry) {
+	found, err := r.api.find(ctx, e.ask)
+	if ctx.Err() != nil {
+		return
+	}
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := e.err
+	e.queued, e.read = false, now
+	e.err, e.definite = nil, false
+	if err == nil {
+		found.workload.Told = now
+		e.found = found
+	} else {
+		e.definite, e.err = classify(e.ask, err)
+	}
+	if (before == nil) != (e.err == nil) {
+		r.log.Warn("workload's state changed", "scaledobject", e.ask.String(), "error", e.err)
+	}
+}
+
+func fail(kind evaluate.Kind, format string, args ...any) error {
+	return &evaluate.Error{Kind: kind, Reason: fmt.Errorf(format, args...).Error()}
+}
