@@ -32,6 +32,7 @@ cluster: ## A real Kubernetes with KEDA and three GPU nodes to look at, no GPU n
 e2e: ## Test on a real Kubernetes with KEDA; as root also on a real node (12 minutes more the first time)
 	@# One package at a time: two clusters at once are too much for two cores.
 	cd deploy/e2e && go build ./... && go test -v -count=1 -p 1 -timeout 45m -parallel 40 ./...
+	cd deploy/e2e/oracle && go test -v -count=1 ./...
 
 bench: ## Measure, and print the ratios that matter
 	go test -run '^$$' -bench . -benchtime 1x ./scaler/bench

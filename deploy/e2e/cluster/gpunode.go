@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -28,8 +30,10 @@ type GPUNode struct {
 	// Address is KEDA's port of the scaler, as scalerAddress has it; HTTP is
 	// where /healthz, /readyz and /state are.
 	Address, HTTP string
-	// Scaler and Sidecar are the running programs; nil while stopped.
-	Scaler, Sidecar *process.Process
+	// Scaler and Sidecar are the running programs; nil while stopped. PodResources
+	// is the reader of Kubelet: both only with GPUNodeOptions.Workloads.
+	Scaler, Sidecar, PodResources *process.Process
+	Kubelet                       *Kubelet
 
 	c       *Cluster
 	o       GPUNodeOptions
@@ -50,17 +54,24 @@ type GPUNodeOptions struct {
 	Interval time.Duration
 	// ScalerFlags are added to the scaler's.
 	ScalerFlags []string
+	// Workloads makes triggers about the workload's own GPUs, as the component
+	// pod-resources does. The node then offers the devices that it has.
+	Workloads bool
+	// Shared is how many pods may share a device; 0 is 1.
+	Shared int
 }
 
 // allowScalers gives the scalers of GPU nodes the identity and the rights that
 // they have in pods.
 func (c *Cluster) allowScalers(ctx context.Context) (err error) {
-	rights, err := os.ReadFile(filepath.Join(c.o.Deploy, "base", "rbac.yaml"))
-	if err != nil {
-		return err
-	}
-	if err := c.Apply(ctx, string(rights)); err != nil {
-		return err
+	for _, folder := range []string{"base", filepath.Join("components", "pod-resources")} {
+		rights, err := os.ReadFile(filepath.Join(c.o.Deploy, folder, "rbac.yaml"))
+		if err != nil {
+			return err
+		}
+		if err := c.Apply(ctx, string(rights)); err != nil {
+			return err
+		}
 	}
 	c.scalers, err = c.Identity("scaler", "system:serviceaccount:gpuscaler:gpuscaler", nil, nil)
 	return err
@@ -80,17 +91,74 @@ func (c *Cluster) AddGPUNode(ctx context.Context, o GPUNodeOptions) (*GPUNode, e
 	if err := os.MkdirAll(n.dir, 0o755); err != nil {
 		return nil, err
 	}
-	// Without the labels of GPU nodes: what DaemonSets do there is played, and here it is real.
-	if err := c.AddFakeNode(ctx, o.Name, o.GPUs, nil); err != nil {
-		return nil, err
-	}
 	if err := n.StartScaler(); err != nil {
 		return nil, err
 	}
 	if err := n.StartSidecar(); err != nil {
 		return nil, err
 	}
-	return n, n.WaitReady(ctx)
+	if err := n.WaitReady(ctx); err != nil {
+		return nil, err
+	}
+	gpus := o.GPUs
+	if o.Workloads {
+		var err error
+		if gpus, err = n.startKubelet(ctx); err != nil {
+			return nil, err
+		}
+	}
+	// Without the labels of GPU nodes: what DaemonSets do there is played, and here it is real.
+	return n, c.AddFakeNode(ctx, o.Name, gpus, nil)
+}
+
+// startKubelet has the node's devices told of, and says how many there are.
+func (n *GPUNode) startKubelet(ctx context.Context) (int, error) {
+	ids, err := n.devices(ctx)
+	if err != nil {
+		return 0, err
+	}
+	n.Kubelet = newKubelet(n.c, n.Name, filepath.Join(n.dir, "kubelet", "kubelet.sock"))
+	n.Kubelet.Devices(ids)
+	if err := n.Kubelet.Start(); err != nil {
+		return 0, err
+	}
+	return len(ids), n.StartPodResources()
+}
+
+// devices are the ids that a device plugin would give the node's devices: an
+// instance is one, and so is a GPU that is in one piece.
+func (n *GPUNode) devices(ctx context.Context) ([]string, error) {
+	var state struct{ Devices []struct{ ID, Parent string } }
+	if err := getJSON(ctx, "http://"+n.HTTP+"/state", &state); err != nil {
+		return nil, err
+	}
+	cut := map[string]bool{}
+	for _, d := range state.Devices {
+		cut[d.Parent] = true
+	}
+	var ids []string
+	for _, d := range state.Devices {
+		switch {
+		case cut[d.ID]:
+		case n.o.Shared > 1:
+			for i := range n.o.Shared {
+				ids = append(ids, fmt.Sprintf("%s::%d", d.ID, i))
+			}
+		default:
+			ids = append(ids, d.ID)
+		}
+	}
+	return ids, nil
+}
+
+// StartPodResources starts the reader of the node's kubelet.
+func (n *GPUNode) StartPodResources() (err error) {
+	n.PodResources, err = n.c.processes.Start(process.Spec{
+		Name: n.Name + "-podresources", Path: filepath.Join(n.c.o.Product, "scaler"), Args: []string{
+			"podresources", "--socket=" + n.socket(), "--kubelet-socket=" + n.Kubelet.socket, "--interval=1s",
+		},
+	})
+	return err
 }
 
 // AddFakeNode registers a node that KWOK plays.
@@ -115,12 +183,14 @@ func (c *Cluster) AddFakeNode(ctx context.Context, name string, gpus int, labels
 	return nil
 }
 
+var workloads = map[bool]string{false: "off", true: "auto"}
+
 // StartScaler starts the scaler on the node's ports.
 func (n *GPUNode) StartScaler() (err error) {
 	n.Scaler, err = n.c.processes.Start(process.Spec{
 		Name: n.Name + "-scaler", Path: filepath.Join(n.c.o.Product, "scaler"), Args: append([]string{
 			"serve", "--nvml-socket=" + n.socket(), "--listen=" + n.Address, "--http=" + n.HTTP, "--node-name=" + n.Name, "--log-level=debug",
-			"--kubeconfig=" + n.c.scalers,
+			"--kubeconfig=" + n.c.scalers, "--workloads=" + workloads[n.o.Workloads],
 		}, n.o.ScalerFlags...),
 	})
 	return err
@@ -157,10 +227,25 @@ func (n *GPUNode) Driver(lines ...string) error { return n.control.Set(lines...)
 
 // Stop ends both programs. The KWOK node stays.
 func (n *GPUNode) Stop() error {
-	if err := n.Sidecar.Stop(); err != nil {
-		return err
+	err := errors.Join(n.Sidecar.Stop(), n.Scaler.Stop())
+	if n.Kubelet != nil {
+		err = errors.Join(err, n.PodResources.Stop())
+		n.Kubelet.Stop()
 	}
-	return n.Scaler.Stop()
+	return err
 }
 
 func (n *GPUNode) socket() string { return filepath.Join(n.dir, "nvml.sock") }
+
+func getJSON(ctx context.Context, url string, into any) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	return json.NewDecoder(response.Body).Decode(into)
+}

@@ -12,6 +12,9 @@ import (
 // nothing lands there that does not ask for it.
 const kwokMark = "kwok.x-k8s.io/node"
 
+// kwokCustom is on each pod that KWOK does not play: the node's Kubelet does.
+const kwokCustom = "kwok.x-k8s.io/status"
+
 // startKWOK starts the player of fake nodes: their pods turn Running and Ready
 // at once.
 func (c *Cluster) startKWOK(context.Context) error {
@@ -38,6 +41,7 @@ func (c *Cluster) startKWOK(context.Context) error {
 		Name: "kwok", Path: c.o.Binaries.Path("cluster", "kwok"), Args: []string{
 			"--kubeconfig=" + c.file("kwok.kubeconfig"), "--config=" + config,
 			"--manage-all-nodes=false", "--manage-nodes-with-annotation-selector=" + kwokMark + "=fake",
+			"--disregard-status-with-annotation-selector=" + kwokCustom + "=custom",
 			"--node-lease-duration-seconds=40", "--server-address=", "--cidr=10.200.0.0/16", "--node-ip=127.0.0.1",
 		},
 	})

@@ -18,11 +18,13 @@ type Workload struct {
 	Name, Namespace string
 	// Kind is Deployment or StatefulSet.
 	Kind string
+	// Slow has its pods played by the node's Kubelet, which may take its time.
+	Slow bool
 	c    *Cluster
 }
 
-// manifest has the workload's name, the selector of its node, its replicas and
-// its kind. No image is pulled: KWOK plays the pods.
+// manifest has the workload's name, the selector of its node, its replicas, its
+// kind and the annotations of its pods. No image is pulled: KWOK plays the pods.
 const manifest = `
 apiVersion: apps/v1
 kind: %[4]s
@@ -31,7 +33,7 @@ spec:
   replicas: %[3]d
   selector: {matchLabels: {app: %[1]s}}
   template:
-    metadata: {labels: {app: %[1]s}}
+    metadata: {labels: {app: %[1]s}, annotations: {%[5]s}}
     spec:
       nodeSelector: %[2]s
       tolerations: [{key: kwok.x-k8s.io/node, operator: Exists}]
@@ -40,9 +42,12 @@ spec:
 `
 
 // AddWorkload creates a namespace with a Deployment, both of that name, on a
-// node (empty: on any fake one).
-func (c *Cluster) AddWorkload(ctx context.Context, name, node string, replicas int) (*Workload, error) {
+// node (empty: on any fake one); options change what it is before.
+func (c *Cluster) AddWorkload(ctx context.Context, name, node string, replicas int, options ...func(*Workload)) (*Workload, error) {
 	w := c.Workload(name, name)
+	for _, option := range options {
+		option(w)
+	}
 	if err := c.Client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
 		return nil, err
 	}
@@ -65,7 +70,11 @@ func (w *Workload) Deploy(ctx context.Context, node string, replicas int) error 
 	if node != "" {
 		selector = "{kubernetes.io/hostname: " + node + "}"
 	}
-	return w.Apply(ctx, fmt.Sprintf(manifest, w.Name, selector, replicas, w.Kind))
+	annotations := ""
+	if w.Slow {
+		annotations = kwokCustom + ": custom"
+	}
+	return w.Apply(ctx, fmt.Sprintf(manifest, w.Name, selector, replicas, w.Kind, annotations))
 }
 
 // Scale sets the replicas, as "kubectl scale" does.

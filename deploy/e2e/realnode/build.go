@@ -10,13 +10,14 @@ import (
 	"syscall"
 )
 
-// The images under the names that the manifests have, and pause under one that
-// only containerd's configuration has.
+// The images under the names that the manifests have.
 const (
 	scalerImage  = "gpuscaler/scaler:dev"
 	sidecarImage = "gpuscaler/nvmlsidecar:dev"
-	pauseImage   = "localhost/gpuscaler/pause:e2e"
 )
+
+// PauseImage is what sandboxes are, and what a workload can be: it waits.
+const PauseImage = "localhost/gpuscaler/pause:e2e"
 
 // BuildOptions say what to build where.
 type BuildOptions struct {
@@ -91,12 +92,12 @@ func (b *builder) product(ctx context.Context) error {
 
 func (b *builder) pause(ctx context.Context) error {
 	return b.hidden(ctx, b.o.To, "buildah", "bud", "--isolation", "chroot", "--layers=false",
-		"-f", filepath.Join(b.o.Source, "realnode", "pause", "Dockerfile"), "-t", pauseImage, b.o.To)
+		"-f", filepath.Join(b.o.Source, "realnode", "pause", "Dockerfile"), "-t", PauseImage, b.o.To)
 }
 
 // export writes the images as archives that carry their names.
 func (b *builder) export(ctx context.Context) error {
-	for file, image := range map[string]string{"scaler": scalerImage, "nvmlsidecar": sidecarImage, "pause": pauseImage} {
+	for file, image := range map[string]string{"scaler": scalerImage, "nvmlsidecar": sidecarImage, "pause": PauseImage} {
 		archive := filepath.Join(b.o.To, file+".tar")
 		if err := os.Remove(archive); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err // else it is appended to

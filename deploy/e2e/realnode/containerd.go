@@ -31,7 +31,7 @@ disabled_plugins = [
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
 
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "` + pauseImage + `"
+  sandbox_image = "` + PauseImage + `"
   disable_apparmor = true
   # Root's rights may end before the right to lower a process's OOM score.
   restrict_oom_score_adj = true

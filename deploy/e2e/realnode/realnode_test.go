@@ -80,7 +80,7 @@ spec:
   terminationGracePeriodSeconds: 0
   tolerations: [{key: nvidia.com/gpu, operator: Exists}]
   containers:
-  - {name: engine, image: ` + pauseImage + `, resources: {limits: {nvidia.com/gpu: 1}}}
+  - {name: engine, image: ` + PauseImage + `, resources: {limits: {nvidia.com/gpu: 1}}}
 `
 
 // TestGPUPod gives a pod one of two GPUs, before and after the kubelet and the

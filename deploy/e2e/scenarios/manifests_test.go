@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,13 +36,18 @@ func TestManifests(t *testing.T) {
 	require.NoError(t, c.AddFakeNode(ctx, "labelled", 8, map[string]string{"nvidia.com/gpu.present": "true"}))
 	require.NoError(t, c.Apply(ctx, runtimeClass))
 	restricted := []string{"nvidia-runtime-class", "tls", "mutual-tls", "no-kubernetes"}
-	overlays := [][]string{nil, {"nvidia-runtime-class"}, {"no-kubernetes"}, {"tls"}, {"tls", "mutual-tls"}, restricted, {"gke"}, {"nvidia-volume-mounts"}}
+	// pod-resources, in the default install, with everything that it goes with.
+	whole := []string{"pod-resources", "nvidia-runtime-class", "tls", "mutual-tls"}
+	overlays := [][]string{
+		nil, {"nvidia-runtime-class"}, {"no-kubernetes"}, {"tls"}, {"tls", "mutual-tls"}, restricted,
+		{"gke"}, {"nvidia-volume-mounts"}, {"pod-resources"}, whole,
+	}
 	for _, components := range overlays {
 		manifests := overlay(t, components...)
 		require.NoError(t, c.Apply(ctx, manifests), "%v", components)
 		require.NoError(t, cluster.Until(ctx, func(ctx context.Context) error { return rolledOut(ctx, c) }), "%v", components)
 		want := "restricted"
-		if len(components) == 1 && (components[0] == "gke" || components[0] == "nvidia-volume-mounts") {
+		if len(components) > 0 && slices.Contains([]string{"gke", "nvidia-volume-mounts", "pod-resources"}, components[0]) {
 			want = "privileged" // and a comment beside the line that needs it
 		}
 		namespace := &corev1.Namespace{}
@@ -57,6 +63,9 @@ func TestManifests(t *testing.T) {
 		}
 		return nil
 	}))
+	manifests, err := cluster.Kustomize(filepath.Join(repo, "deploy", "default"))
+	require.NoError(t, err)
+	require.Equal(t, overlay(t, "pod-resources"), manifests, "the default install")
 	for _, example := range []string{"tls/llm.yaml"} { // the others are in TestProfiles
 		text, err := os.ReadFile(filepath.Join(repo, "deploy", "examples", example))
 		require.NoError(t, err)

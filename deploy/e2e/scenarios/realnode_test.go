@@ -33,7 +33,7 @@ func TestRealNode(t *testing.T) {
 	t.Cleanup(cancel)
 	node, err := realnode.Start(ctx, realnode.Options{
 		Cluster: shared, Binaries: set, Product: product, Parts: filepath.Join(work, "parts"),
-		Dir: filepath.Join(work, "n"), Fixture: fixture("h200-idle"), Progress: progress,
+		Dir: filepath.Join(work, "n"), Fixture: fixture("two-60-80"), Progress: progress,
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, node.Stop()) })
@@ -43,10 +43,10 @@ func TestRealNode(t *testing.T) {
 		require.NoError(t, cluster.Until(ctx, func(ctx context.Context) error { return rolledOut(ctx, shared) }), "%s", events(context.Background(), shared))
 	}
 	rollOut()
-	before := securityIsAsWritten(ctx, t, node)
+	before := securityIsAsWritten(ctx, t, node, base)
 	require.NoError(t, node.RestartKubelet(ctx))
 	rollOut() // a kubelet that was restarted probes anew
-	require.Equal(t, before, securityIsAsWritten(ctx, t, node), "the same containers go on when the kubelet is restarted")
+	require.Equal(t, before, securityIsAsWritten(ctx, t, node, base), "the same containers go on when the kubelet is restarted")
 	require.NoError(t, node.NameService(ctx, "gpuscaler", "gpuscaler"))
 
 	// A workload with the trigger of the examples, address and all.
@@ -73,13 +73,19 @@ func TestRealNode(t *testing.T) {
 	s.eventually("2 replicas", s.replicas(2))
 	rollOut() // so that the update begins with a pod that is ready
 
+	// The default install: the workload's own GPUs, by the real kubelet.
+	require.NoError(t, shared.Apply(ctx, overlay(t, "nvidia-runtime-class", "pod-resources")))
+	rollOut()
+	securityIsAsWritten(ctx, t, node, map[string]int{"scaler": 65532, "nvmlsidecar": 65533, "podresources": 0})
+	ownGPUs(s, node)
+
 	// The components for TLS: the rollout, the probes over HTTP, and KEDA's side.
 	ca, err := pki.NewCA("ours")
 	s.must(err)
 	s.must(applySecrets(ctx, ca))
 	s.must(shared.Apply(ctx, overlay(t, "nvidia-runtime-class", "tls", "mutual-tls")))
 	rollOut()
-	securityIsAsWritten(ctx, t, node)
+	securityIsAsWritten(ctx, t, node, base)
 	s.authenticate(ca, ca)
 	s.scaleOn("external", quick+"\nminReplicaCount: 1", reference, "enableTLS", "true", "targetValue", "25", "window", "0s")
 	s.must(node.Driver("set * gpu_utilization 100"))
@@ -97,9 +103,58 @@ func TestRealNode(t *testing.T) {
 	})
 }
 
-// securityIsAsWritten reads the settings of both containers back from /proc, and returns
-// what it read.
-func securityIsAsWritten(ctx context.Context, t *testing.T, node *realnode.Node) []realnode.Container {
+// engine has pods on the real node with a GPU each.
+const engine = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: engine}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: engine}}
+  template:
+    metadata: {labels: {app: engine}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      nodeSelector: {kubernetes.io/hostname: gpu-real}
+      tolerations: [{key: nvidia.com/gpu, operator: Exists}]
+      containers:
+      - {name: engine, image: ` + realnode.PauseImage + `, resources: {limits: {nvidia.com/gpu: 1}}}
+`
+
+// ownGPUs: two pods with a GPU each, a restart of the kubelet, and a pod that
+// ends, as the HPA shows them.
+func ownGPUs(real *story, node *realnode.Node) {
+	real.Helper()
+	s := *real
+	s.name = "engine"
+	s.must(shared.Client.Create(s.ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "own"}}))
+	s.Workload = shared.Workload("own", "engine")
+	s.must(s.Apply(s.ctx, engine))
+	s.eventually("two pods with a GPU each", s.replicas(2))
+	s.must(node.Driver("set 0 gpu_utilization 60", "set 1 gpu_utilization 80"))
+	s.scale(quick+"\nminReplicaCount: 1", "targetValue", "100", "window", "0s")
+	s.eventually("the mean of both", s.hpaValue(70))
+	s.must(node.RestartKubelet(s.ctx))
+	s.must(node.Driver("set 0 gpu_utilization 62", "set 1 gpu_utilization 82"))
+	s.eventually("the mean of both after the kubelet's restart", s.hpaValue(72))
+	s.always("2 replicas", 5*time.Second, s.replicas(2))
+	s.must(node.Driver("set 0 gpu_utilization 30", "set 1 gpu_utilization 50"))
+	s.eventually("1 replica", s.replicas(1))
+	s.eventually("the GPU of the pod that is left", func() error {
+		if s.hpaValue(30)() == nil {
+			return nil
+		}
+		return s.hpaValue(50)()
+	})
+	s.must(shared.Client.Delete(s.ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "own"}}))
+}
+
+// base are the users of the containers of the base.
+var base = map[string]int{"scaler": 65532, "nvmlsidecar": 65533}
+
+// securityIsAsWritten reads the settings of all containers back from /proc, and returns
+// what it read; users are those that they have to be.
+func securityIsAsWritten(ctx context.Context, t *testing.T, node *realnode.Node, users map[string]int) []realnode.Container {
 	t.Helper()
 	pods := &corev1.PodList{}
 	require.NoError(t, shared.Client.List(ctx, pods, client.InNamespace("gpuscaler")))
@@ -116,7 +171,7 @@ func securityIsAsWritten(ctx context.Context, t *testing.T, node *realnode.Node)
 		require.True(t, c.NoNewPrivs, "%s may gain privileges", c.Name)
 		require.True(t, c.RootReadOnly, "%s may write to its root", c.Name)
 	}
-	require.Equal(t, map[string]int{"scaler": 65532, "nvmlsidecar": 65533}, uids)
+	require.Equal(t, users, uids)
 	return containers
 }
 

@@ -33,6 +33,8 @@ type setting struct {
 	fixture string // of testdata, e.g. "h200-llm"
 	// replicas is what the Deployment has at the beginning.
 	replicas int
+	// workload changes what the Deployment is.
+	workload func(*cluster.Workload)
 	node     cluster.GPUNodeOptions
 	// on is the cluster; nil is the one that stories share.
 	on *cluster.Cluster
@@ -62,7 +64,11 @@ func begin(t *testing.T, s setting) *story {
 	node, err := s.on.AddGPUNode(ctx, s.node)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, node.Stop()) })
-	w, err := s.on.AddWorkload(ctx, s.name, s.name, s.replicas)
+	var options []func(*cluster.Workload)
+	if s.workload != nil {
+		options = append(options, s.workload)
+	}
+	w, err := s.on.AddWorkload(ctx, s.name, s.name, s.replicas, options...)
 	require.NoError(t, err)
 	st := &story{T: t, ctx: ctx, name: s.name, on: s.on, node: node, Workload: w}
 	t.Cleanup(st.tellFailure)
@@ -86,7 +92,11 @@ func (s *story) scale(spec string, metadata ...string) {
 // scaleOn is scale with the kind of trigger, and further triggers as YAML.
 func (s *story) scaleOn(kind, spec, more string, metadata ...string) {
 	s.Helper()
-	text := fmt.Sprintf("apiVersion: keda.sh/v1alpha1\nkind: ScaledObject\nmetadata: {name: %[1]s}\nspec:\n  scaleTargetRef: {name: %[1]s}\n", s.name)
+	target := "name: " + s.name
+	if s.Kind != "Deployment" { // KEDA's default
+		target += ", kind: " + s.Kind
+	}
+	text := fmt.Sprintf("apiVersion: keda.sh/v1alpha1\nkind: ScaledObject\nmetadata: {name: %s}\nspec:\n  scaleTargetRef: {%s}\n", s.name, target)
 	for _, line := range strings.Split(spec, "\n") {
 		text += "  " + strings.TrimSpace(line) + "\n"
 	}

@@ -1,0 +1,250 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	podresourcesv1 "k8s.io/kubelet/pkg/apis/podresources/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// Kubelet is the part of a kubelet that KWOK does not play: it gives the node's
+// devices to the pods that are bound to it, tells who has which by the
+// PodResources API, and plays the pods of workloads that are Slow.
+type Kubelet struct {
+	podresourcesv1.UnimplementedPodResourcesListerServer
+	node   string
+	socket string
+	c      *Cluster
+
+	mu      sync.Mutex
+	ids     []string
+	given   map[string][]string // by pod's UID
+	server  *grpc.Server
+	serving sync.WaitGroup
+	hanging chan struct{} // not nil: List waits for it
+	loading time.Duration // from running to ready, of slow pods
+	stop    context.CancelFunc
+}
+
+func newKubelet(c *Cluster, node, socket string) *Kubelet {
+	return &Kubelet{c: c, node: node, socket: socket, given: map[string][]string{}}
+}
+
+// Devices says which ids there are to be given. A pod that has some keeps them.
+func (k *Kubelet) Devices(ids []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ids = ids
+}
+
+// Start listens, on a new socket.
+func (k *Kubelet) Start() error {
+	if err := os.MkdirAll(filepath.Dir(k.socket), 0o755); err != nil {
+		return err
+	}
+	if err := os.Remove(k.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	l, err := net.Listen("unix", k.socket)
+	if err != nil {
+		return err
+	}
+	k.server = grpc.NewServer()
+	podresourcesv1.RegisterPodResourcesListerServer(k.server, k)
+	server := k.server
+	k.serving.Go(func() { _ = server.Serve(l) })
+	ctx, stop := context.WithCancel(context.Background())
+	k.stop = stop
+	k.serving.Go(func() { k.play(ctx) })
+	return nil
+}
+
+// Loading says how long it takes slow pods from now on to become ready.
+func (k *Kubelet) Loading(d time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.loading = d
+}
+
+// play plays the slow pods of the node until ctx is done.
+func (k *Kubelet) play(ctx context.Context) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		pods := &corev1.PodList{}
+		if k.c.Client.List(ctx, pods, client.MatchingFields{"spec.nodeName": k.node}) != nil {
+			continue // it comes again
+		}
+		k.mu.Lock()
+		loading := k.loading
+		k.mu.Unlock()
+		for i := range pods.Items {
+			if pod := &pods.Items[i]; pod.Annotations[kwokCustom] != "" {
+				_ = k.step(ctx, pod, loading) // what fails comes again
+			}
+		}
+	}
+}
+
+// step takes a pod one step on its way: running, ready, gone.
+func (k *Kubelet) step(ctx context.Context, pod *corev1.Pod, loading time.Duration) error {
+	now := metav1.Now()
+	switch {
+	case pod.DeletionTimestamp != nil:
+		return k.c.Client.Delete(ctx, pod, client.GracePeriodSeconds(0))
+	case pod.Status.Phase == corev1.PodPending:
+		pod.Status.Phase, pod.Status.StartTime = corev1.PodRunning, &now
+		setReady(pod, corev1.ConditionFalse, now)
+	case pod.Status.StartTime != nil && now.Sub(pod.Status.StartTime.Time) >= loading && !isReady(pod):
+		setReady(pod, corev1.ConditionTrue, now)
+	default:
+		return nil
+	}
+	return k.c.Client.Status().Update(ctx, pod)
+}
+
+func isReady(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+func setReady(pod *corev1.Pod, ready corev1.ConditionStatus, now metav1.Time) {
+	pod.Status.Conditions = slices.DeleteFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady })
+	pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{Type: corev1.PodReady, Status: ready, LastTransitionTime: now})
+}
+
+// Stop ends it, as when the kubelet restarts. What pods have stays theirs.
+func (k *Kubelet) Stop() {
+	k.Hang(false)
+	if k.server != nil {
+		k.stop()
+		k.server.Stop()
+		k.server = nil
+	}
+	k.serving.Wait()
+}
+
+// Hang has it accept questions and answer none.
+func (k *Kubelet) Hang(hang bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case hang && k.hanging == nil:
+		k.hanging = make(chan struct{})
+	case !hang && k.hanging != nil:
+		close(k.hanging)
+		k.hanging = nil
+	}
+}
+
+// List answers as a kubelet does: one entry for each device.
+func (k *Kubelet) List(ctx context.Context, _ *podresourcesv1.ListPodResourcesRequest) (*podresourcesv1.ListPodResourcesResponse, error) {
+	k.mu.Lock()
+	hanging := k.hanging
+	k.mu.Unlock()
+	if hanging != nil {
+		select {
+		case <-hanging:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	pods := &corev1.PodList{}
+	if err := k.c.Client.List(ctx, pods, client.MatchingFields{"spec.nodeName": k.node}); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.free(pods.Items)
+	answer := &podresourcesv1.ListPodResourcesResponse{}
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		if ended(pod) {
+			continue
+		}
+		ids, err := k.give(pod)
+		if err != nil {
+			return nil, err
+		}
+		c := &podresourcesv1.ContainerResources{Name: pod.Spec.Containers[0].Name}
+		for _, id := range ids {
+			c.Devices = append(c.Devices, &podresourcesv1.ContainerDevices{ResourceName: GPUResource, DeviceIds: []string{id}})
+		}
+		answer.PodResources = append(answer.PodResources, &podresourcesv1.PodResources{
+			Name: pod.Name, Namespace: pod.Namespace, Containers: []*podresourcesv1.ContainerResources{c},
+		})
+	}
+	return answer, nil
+}
+
+// Devices are the ids that the workload's pods have on a node.
+func (w *Workload) Devices(ctx context.Context, n *GPUNode) ([]string, error) {
+	pods := &corev1.PodList{}
+	if err := w.c.Client.List(ctx, pods, client.InNamespace(w.Namespace), client.MatchingLabels{"app": w.Name}); err != nil {
+		return nil, err
+	}
+	n.Kubelet.mu.Lock()
+	defer n.Kubelet.mu.Unlock()
+	var ids []string
+	for i := range pods.Items {
+		ids = append(ids, n.Kubelet.given[string(pods.Items[i].UID)]...)
+	}
+	return ids, nil
+}
+
+// free takes back what pods have that are gone.
+func (k *Kubelet) free(pods []corev1.Pod) {
+	for uid := range k.given {
+		if !slices.ContainsFunc(pods, func(p corev1.Pod) bool { return string(p.UID) == uid && !ended(&p) }) {
+			delete(k.given, uid)
+		}
+	}
+}
+
+// give is what a pod has, of what is free if it is new.
+func (k *Kubelet) give(pod *corev1.Pod) ([]string, error) {
+	uid := string(pod.UID)
+	if ids, ok := k.given[uid]; ok {
+		return ids, nil
+	}
+	quantity := pod.Spec.Containers[0].Resources.Limits[GPUResource]
+	wanted := int(quantity.Value())
+	taken := map[string]bool{}
+	for _, ids := range k.given {
+		for _, id := range ids {
+			taken[id] = true
+		}
+	}
+	var ids []string
+	for _, id := range k.ids {
+		if len(ids) < wanted && !taken[id] {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) < wanted {
+		return nil, fmt.Errorf("node %s has too few devices for pod %s: it wants %d", k.node, pod.Name, wanted)
+	}
+	k.given[uid] = ids
+	return ids, nil
+}
+
+func ended(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
+}
