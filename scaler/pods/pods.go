@@ -11,12 +11,21 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/kubernetes"
 	"gpuscaler/scaler/pod"
+)
+
+// How soon a watch that broke is tried again, at first and at last, plus up to as
+// much again at random: there is one on every GPU node. It is sooner than
+// client-go's half a minute, because pods that end meanwhile go on counting.
+const (
+	firstRetry = 500 * time.Millisecond
+	lastRetry  = 8 * time.Second
 )
 
 // settle is how long changes are collected before they are told: pods change
@@ -50,50 +59,70 @@ func New(config *rest.Config, node string, sink Sink, log *slog.Logger) (*Watch,
 // Run watches until ctx is done. While the API server cannot be reached it goes
 // on trying, and what was told last stays.
 func (w *Watch) Run(ctx context.Context) error {
-	changed := make(chan struct{}, 1)
-	note := func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
-	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: cache.NewListWatchFromClient(w.client, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", w.node)),
-		ObjectType:    &corev1.Pod{},
-		Transform:     strip,
-		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(any) { note() },
-			UpdateFunc: func(any, any) { note() },
-			DeleteFunc: func(any) { note() },
-		},
-	})
+	known := &store{Store: cache.NewStore(cache.MetaNamespaceKeyFunc), changed: make(chan struct{}, 1)}
+	reflector := cache.NewReflectorWithOptions(
+		cache.NewListWatchFromClient(w.client, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", w.node)),
+		&corev1.Pod{}, known, cache.ReflectorOptions{Name: "pods", Backoff: &wait.Backoff{
+			Duration: firstRetry, Cap: lastRetry, Factor: 2, Jitter: 1, Steps: 10,
+		}})
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		informer.RunWithContext(ctx)
+		reflector.RunWithContext(ctx)
 	}()
 	defer func() { <-ended }()
-	if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
-		return nil
-	}
-	w.log.Info("the node's pods are known", "pods", len(store.ListKeys()))
-	for {
-		w.tell(store)
+	for first := true; ; first = false {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-changed:
+		case <-known.changed:
 		}
-		select { // what comes together is told together
-		case <-ctx.Done():
-			return nil
-		case <-time.After(settle):
+		if first {
+			w.log.Info("the node's pods are known", "pods", len(known.ListKeys()))
+		} else { // what comes together is told together
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(settle):
+			}
+			select {
+			case <-known.changed:
+			default:
+			}
 		}
-		select {
-		case <-changed:
-		default:
-		}
+		w.tell(known)
 	}
+}
+
+// store is what the reflector fills: stripped pods. An informer has a queue of
+// everything besides, and no say in how soon it tries again.
+type store struct {
+	cache.Store
+	changed chan struct{}
+}
+
+func (s *store) note(err error) error {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+	return err
+}
+
+func (s *store) Add(o any) error    { return s.note(s.Store.Add(strip(o))) }
+func (s *store) Update(o any) error { return s.note(s.Store.Update(strip(o))) }
+func (s *store) Delete(o any) error { return s.note(s.Store.Delete(o)) }
+
+func (s *store) Replace(all []any, version string) error {
+	for i := range all {
+		all[i] = strip(all[i])
+	}
+	return s.note(s.Store.Replace(all, version))
+}
+
+// Transformer has a list stripped while it comes in.
+func (s *store) Transformer() cache.TransformFunc {
+	return func(o any) (any, error) { return strip(o), nil }
 }
 
 // tell hands over the pods that count.
@@ -117,10 +146,10 @@ func (w *Watch) tell(store cache.Store) {
 }
 
 // strip keeps what tell looks at: the cache is to stay small whatever is in a pod.
-func strip(object any) (any, error) {
+func strip(object any) any {
 	p, ok := object.(*corev1.Pod)
 	if !ok {
-		return object, nil // a tombstone
+		return object
 	}
 	small := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
@@ -135,5 +164,5 @@ func strip(object any) (any, error) {
 			small.Status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status, LastTransitionTime: c.LastTransitionTime}}
 		}
 	}
-	return small, nil
+	return small
 }

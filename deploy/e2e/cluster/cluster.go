@@ -55,7 +55,7 @@ type Cluster struct {
 	o         Options
 	processes *process.Group
 	own       []*process.Process // of the cluster; not those of nodes, which tests end
-	api       endpoint
+	api, etcd endpoint
 	ca        *pki.CA // of the API server, its clients and KEDA
 	scalers   string  // kubeconfig of GPU nodes' scalers
 	rest      *rest.Config

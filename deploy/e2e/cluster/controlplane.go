@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -32,7 +33,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	etcd, etcdPeer, controllers, scheduler := ports[0], ports[1], ports[2], ports[3]
-	c.api = ports[4]
+	c.api, c.etcd = ports[4], etcd
 	if err := c.makeCertificates(); err != nil {
 		return err
 	}
@@ -46,29 +47,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	bind, advertise, reconciler := "127.0.0.1", "127.0.0.1", "none"
-	if c.o.NodeIP != "" {
-		bind, advertise, reconciler = "0.0.0.0", c.o.NodeIP, "lease"
-	}
-	api, err := c.start(process.Spec{
-		Name: "kube-apiserver", Path: c.o.Binaries.Path("cluster", "kube-apiserver"), Args: []string{
-			"--etcd-servers=http://" + etcd.String(),
-			"--bind-address=" + bind, "--secure-port=" + c.api.port, "--advertise-address=" + advertise,
-			"--endpoint-reconciler-type=" + reconciler,
-			"--tls-cert-file=" + c.file("pki", "apiserver.crt"), "--tls-private-key-file=" + c.file("pki", "apiserver.key"),
-			"--client-ca-file=" + c.file("pki", "ca.crt"),
-			"--service-account-issuer=https://kubernetes.default.svc",
-			"--service-account-key-file=" + c.file("pki", "tokens.key"), "--service-account-signing-key-file=" + c.file("pki", "tokens.key"),
-			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
-			"--requestheader-client-ca-file=" + c.file("pki", "ca.crt"), "--requestheader-allowed-names=front-proxy",
-			"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
-			"--requestheader-extra-headers-prefix=X-Remote-Extra-",
-			"--proxy-client-cert-file=" + c.file("pki", "front-proxy.crt"), "--proxy-client-key-file=" + c.file("pki", "front-proxy.key"),
-			"--service-cluster-ip-range=" + clusterIPs, "--allow-privileged",
-			"--kubelet-client-certificate=" + c.file("pki", "admin.crt"), "--kubelet-client-key=" + c.file("pki", "admin.key"),
-			"--kubelet-preferred-address-types=InternalIP", "--profiling=false",
-		},
-	})
+	api, err := c.startAPIServer()
 	if err != nil {
 		return err
 	}
@@ -86,6 +65,46 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	return c.startControllers(controllers, scheduler)
+}
+
+func (c *Cluster) startAPIServer() (*process.Process, error) {
+	bind, advertise, reconciler := "127.0.0.1", "127.0.0.1", "none"
+	if c.o.NodeIP != "" {
+		bind, advertise, reconciler = "0.0.0.0", c.o.NodeIP, "lease"
+	}
+	return c.start(process.Spec{
+		Name: "kube-apiserver", Path: c.o.Binaries.Path("cluster", "kube-apiserver"), Args: []string{
+			"--etcd-servers=http://" + c.etcd.String(),
+			"--bind-address=" + bind, "--secure-port=" + c.api.port, "--advertise-address=" + advertise,
+			"--endpoint-reconciler-type=" + reconciler,
+			"--tls-cert-file=" + c.file("pki", "apiserver.crt"), "--tls-private-key-file=" + c.file("pki", "apiserver.key"),
+			"--client-ca-file=" + c.file("pki", "ca.crt"),
+			"--service-account-issuer=https://kubernetes.default.svc",
+			"--service-account-key-file=" + c.file("pki", "tokens.key"), "--service-account-signing-key-file=" + c.file("pki", "tokens.key"),
+			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+			"--requestheader-client-ca-file=" + c.file("pki", "ca.crt"), "--requestheader-allowed-names=front-proxy",
+			"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
+			"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+			"--proxy-client-cert-file=" + c.file("pki", "front-proxy.crt"), "--proxy-client-key-file=" + c.file("pki", "front-proxy.key"),
+			"--service-cluster-ip-range=" + clusterIPs, "--allow-privileged",
+			"--kubelet-client-certificate=" + c.file("pki", "admin.crt"), "--kubelet-client-key=" + c.file("pki", "admin.key"),
+			"--kubelet-preferred-address-types=InternalIP", "--profiling=false",
+		},
+	})
+}
+
+// Outage takes the API server away while f runs.
+func (c *Cluster) Outage(ctx context.Context, f func()) error {
+	i := slices.IndexFunc(c.own, func(p *process.Process) bool { return p.Name == "kube-apiserver" })
+	api := c.own[i]
+	c.own = slices.Delete(c.own, i, i+1)
+	api.Kill()
+	f()
+	api, err := c.startAPIServer()
+	if err != nil {
+		return err
+	}
+	return Until(ctx, func(ctx context.Context) error { return c.get(ctx, "/readyz") }, api)
 }
 
 // startControllers starts the parts of the control plane that use the API

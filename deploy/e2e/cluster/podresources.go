@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -196,15 +197,28 @@ func (k *Kubelet) List(ctx context.Context, _ *podresourcesv1.ListPodResourcesRe
 
 // Devices are the ids that the workload's pods have on a node.
 func (w *Workload) Devices(ctx context.Context, n *GPUNode) ([]string, error) {
+	return w.devices(ctx, n, func(*corev1.Pod) bool { return true })
+}
+
+// ReadyDevices are those of the pods that are ready, the oldest pod's first.
+func (w *Workload) ReadyDevices(ctx context.Context, n *GPUNode) ([]string, error) {
+	return w.devices(ctx, n, func(p *corev1.Pod) bool { return p.DeletionTimestamp == nil && isReady(p) })
+}
+
+func (w *Workload) devices(ctx context.Context, n *GPUNode, of func(*corev1.Pod) bool) (ids []string, err error) {
 	pods := &corev1.PodList{}
 	if err := w.c.Client.List(ctx, pods, client.InNamespace(w.Namespace), client.MatchingLabels{"app": w.Name}); err != nil {
 		return nil, err
 	}
+	slices.SortFunc(pods.Items, func(a, b corev1.Pod) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+	})
 	n.Kubelet.mu.Lock()
 	defer n.Kubelet.mu.Unlock()
-	var ids []string
 	for i := range pods.Items {
-		ids = append(ids, n.Kubelet.given[string(pods.Items[i].UID)]...)
+		if of(&pods.Items[i]) {
+			ids = append(ids, n.Kubelet.given[string(pods.Items[i].UID)]...)
+		}
 	}
 	return ids, nil
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -90,7 +91,13 @@ func (g *Group) Start(s Spec) (*Process, error) {
 	}()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.started = append(g.started, p)
+	// It takes the place of one of its name that has ended, so that it ends after
+	// those that need it.
+	if i := slices.IndexFunc(g.started, func(old *Process) bool { return old.Name == s.Name && old.Ended() != nil }); i >= 0 {
+		g.started[i] = p
+	} else {
+		g.started = append(g.started, p)
+	}
 	return p, nil
 }
 
