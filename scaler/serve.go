@@ -171,7 +171,7 @@ func (c *serveCommand) useKubernetes(service *externalscaler.Service, node *flee
 	service.UseWorkloads(workloads, evaluate.Limits{
 		StaleAfter: c.StaleAfter, AttributionStaleAfter: c.AttributionStaleAfter, Tolerance: c.Tolerance,
 	})
-	watch, err := pods.New(config, c.NodeName, node, log)
+	watch, err := pods.New(config, c.NodeName, node, workloads, log)
 	if err != nil {
 		return nil, err
 	}

@@ -65,11 +65,9 @@ func ForWorkload(t *trigger.Trigger, n *fleet.Node, w *Workload, now time.Time, 
 	}
 	d := Decision{}
 	gpus := 0 // the most that any pod has
-	for _, pod := range pods(n, w) {
-		if pod.Terminating {
-			if pod.Ready {
-				d.terminating++
-			}
+	here, elsewhere := pods(n, w)
+	for _, pod := range here {
+		if d.ends(pod) {
 			continue
 		}
 		r, held, err := readPod(t, n, pod, now, limits)
@@ -78,6 +76,11 @@ func ForWorkload(t *trigger.Trigger, n *fleet.Node, w *Workload, now time.Time, 
 		}
 		gpus = max(gpus, held)
 		d.Pods = append(d.Pods, r)
+	}
+	for _, pod := range elsewhere {
+		if !d.ends(pod) {
+			d.Pods = append(d.Pods, unheard(n, pod))
+		}
 	}
 	if len(d.Pods) == 0 {
 		d.Active = t.AlwaysActive // that there are no pods is known
@@ -127,25 +130,46 @@ func attributed(n *fleet.Node, w *Workload, now time.Time, limits Limits) error 
 	return nil
 }
 
+// ends says whether a pod is terminating, and notes it.
+func (d *Decision) ends(pod *fleet.Pod) bool {
+	if pod.Terminating && pod.Ready {
+		d.terminating++
+	}
+	return pod.Terminating
+}
+
 // pods are those of the workload: the node's, of which it knows best, and those
-// that are elsewhere.
-func pods(n *fleet.Node, w *Workload) []*fleet.Pod {
-	var all []*fleet.Pod
+// that it does not know.
+func pods(n *fleet.Node, w *Workload) (here, elsewhere []*fleet.Pod) {
 	for _, p := range n.Pods {
 		if p.Namespace == w.Namespace && w.Selector.Matches(labels.Set(p.Labels)) {
-			all = append(all, p)
+			here = append(here, p)
 		}
 	}
 	for _, p := range w.Pods {
-		if p.Node == n.Name {
-			continue
-		}
-		// It may have come to this node since.
-		if !slices.ContainsFunc(all, func(here *fleet.Pod) bool { return here.Name == p.Name }) {
-			all = append(all, p)
+		known := func(here *fleet.Pod) bool { return here.UID == p.UID }
+		if !n.Had(p.UID) && !slices.ContainsFunc(here, known) {
+			elsewhere = append(elsewhere, p)
 		}
 	}
-	return all
+	return here, elsewhere
+}
+
+// unheard is a pod that the node does not know.
+func unheard(n *fleet.Node, pod *fleet.Pod) PodReading {
+	r := PodReading{Pod: pod, State: replicas.Missing, unheard: true}
+	if !pod.WasReady {
+		r.State = replicas.Starting
+	}
+	switch pod.Node {
+	case "":
+		r.Reason = "is on no node yet"
+	case n.Name:
+		r.Reason = fmt.Sprintf("node %s has not told of it yet", n.Name)
+	default:
+		r.Reason = fmt.Sprintf("node %s does not hear of its node %s", n.Name, pod.Node)
+	}
+	return r
 }
 
 // readPod reads one pod, and says how many GPUs it holds.
@@ -153,10 +177,6 @@ func readPod(t *trigger.Trigger, n *fleet.Node, pod *fleet.Pod, now time.Time, l
 	r = PodReading{Pod: pod, State: replicas.Missing}
 	if !pod.WasReady {
 		r.State = replicas.Starting
-	}
-	if pod.Node != n.Name {
-		r.Reason, r.unheard = fmt.Sprintf("node %s does not hear of its node %s", n.Name, pod.Node), true
-		return r, 0, nil
 	}
 	parts := partsOf(t, n, pod)
 	if len(parts) == 0 {

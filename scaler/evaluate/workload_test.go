@@ -36,7 +36,7 @@ type podOn struct {
 }
 
 func llm(name string, ids ...string) podOn {
-	return podOn{fleet.Pod{Namespace: "shop", Name: name, Node: "node-1", Labels: map[string]string{"app": "llm"}, Ready: true, WasReady: true, Created: epoch}, ids}
+	return podOn{fleet.Pod{Namespace: "shop", Name: name, UID: "uid of " + name, Node: "node-1", Labels: map[string]string{"app": "llm"}, Ready: true, WasReady: true, Created: epoch}, ids}
 }
 
 func (p podOn) loading() podOn { p.Ready, p.WasReady = false, false; return p }
@@ -162,8 +162,9 @@ func TestWorkload(t *testing.T) {
 			scene{gpus: gpus(100, 60), pods: []podOn{llm("a", id(0)).failing(), llm("b", id(1))}}, nil, 160, true},
 		"a pod elsewhere counts as the target when the mean asks for less": {
 			scene{gpus: gpus(10, 10, 10), pods: []podOn{llm("a", id(0)), llm("b", id(1)), llm("c", id(2))}, w: Workload{Pods: elsewhere("d")}}, nil, 100, true},
-		"one that this node had and has no more is gone, whatever the API server told before": {
-			scene{gpus: gpus(10), pods: []podOn{llm("a", id(0))}, w: Workload{Status: 2, Pods: []*fleet.Pod{new(llm("b").Pod)}}}, nil, 10, true},
+		// (10 + 50) / 2 is 30; two of them are asked for.
+		"one that this node has not told of yet": {
+			scene{gpus: gpus(10), pods: []podOn{llm("a", id(0))}, w: Workload{Status: 2, Pods: []*fleet.Pod{new(llm("b").Pod)}}}, nil, 100, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, w := c.scene.at(t)
@@ -259,6 +260,30 @@ func TestInactiveOnlyIfKnown(t *testing.T) {
 			assert.Equal(t, Error{Unavailable, c.want}, *e)
 		})
 	}
+}
+
+// One that this node had and has no more is gone, whatever the API server told
+// before; another of its name, as of a StatefulSet, is not.
+func TestGonePod(t *testing.T) {
+	n := newNode(t)
+	n.say("nvmlsidecar", 1, gpus(10, 0)...)
+	n.apply(&snapshot.Sample{Writer: "podresources", Allocation: &snapshot.Allocation{Containers: []snapshot.Container{{
+		Namespace: "shop", Pod: "a", Plugin: []snapshot.PluginDevices{{Resource: "nvidia.com/gpu", IDs: []string{id(0)}}},
+	}}}}, 1)
+	a, b := llm("a").Pod, llm("b").Pod
+	w := Workload{Name: "ScaledObject shop/llm", Namespace: "shop", Selector: labels.SelectorFromSet(labels.Set{"app": "llm"}), Spec: 1, Status: 1, Told: at(1), Pods: []*fleet.Pod{&a, &b}}
+	n.SetPods([]fleet.Pod{a, b}, at(1))
+	n.SetPods([]fleet.Pod{a}, at(2))
+	d, err := ForWorkload(parse(t, utilization(nil)), n.Node(), &w, at(2), limits)
+	require.NoError(t, err)
+	assert.Len(t, d.Pods, 1)
+	again := b
+	again.UID = "another"
+	w.Pods = []*fleet.Pod{&a, &again}
+	d, err = ForWorkload(parse(t, utilization(nil)), n.Node(), &w, at(2), limits)
+	require.NoError(t, err)
+	require.Len(t, d.Pods, 2)
+	assert.Equal(t, "node node-1 has not told of it yet", d.Pods[1].Reason)
 }
 
 // A pod that loads its weights keeps its workload for startupTimeout, and not

@@ -38,6 +38,14 @@ type Node struct {
 	// each sample and metric that a device is known to have and that could not
 	// be read, and one for a device of which nothing is known.
 	LeftOut uint64
+
+	gone map[string]time.Time // pods that were here, by UID
+}
+
+// Had says whether a pod was here and is no more.
+func (n *Node) Had(uid string) bool {
+	_, gone := n.gone[uid]
+	return gone
 }
 
 // Writer is one connected writer. Read-only.

@@ -12,7 +12,7 @@ import (
 
 // Pod is one pod. Read-only.
 type Pod struct {
-	Namespace, Name string
+	Namespace, Name, UID string
 	// Node is where it is; "" while it waits for one.
 	Node   string
 	Labels map[string]string
@@ -26,10 +26,15 @@ type Pod struct {
 	attribution.Holding
 }
 
+// remembered is how long a pod that has gone is known to have: longer than any
+// list of it from before is believed.
+const remembered = time.Hour
+
 // pods is what is known of the node's pods, from two sides: the API server says
 // what they are, the kubelet what they hold. Guarded by Local.mu.
 type pods struct {
-	watched    []Pod // without what they hold
+	watched    []Pod                // without what they hold
+	gone       map[string]time.Time // by UID; replaced, never changed
 	known      bool
 	allocation *snapshot.Allocation
 	allocated  time.Time
@@ -50,8 +55,25 @@ func (l *Local) SetPods(all []Pod, now time.Time) {
 	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.pods.gone = l.pods.departed(all, now)
 	l.pods.watched, l.pods.known, l.pods.changed = all, true, true
 	l.publish(now)
+}
+
+// departed are the pods that have gone, with those that go now.
+func (p *pods) departed(all []Pod, now time.Time) map[string]time.Time {
+	gone := make(map[string]time.Time, len(p.gone))
+	for uid, at := range p.gone {
+		if now.Sub(at) < remembered {
+			gone[uid] = at
+		}
+	}
+	for _, before := range p.watched {
+		if !slices.ContainsFunc(all, func(pod Pod) bool { return pod.UID == before.UID }) {
+			gone[before.UID] = now
+		}
+	}
+	return gone
 }
 
 // SetClaims takes over which devices the node's ResourceSlices name.
@@ -80,6 +102,7 @@ func (p *pods) attribute(n *Node) {
 		p.claimsUnknown = p.allocation != nil && slices.ContainsFunc(p.allocation.Containers, p.unknown)
 	}
 	n.Pods, n.PodsKnown, n.ClaimsUnknown, n.Allocated = p.public, p.known, p.claimsUnknown, p.allocated
+	n.gone = p.gone
 }
 
 // unknown says whether a container has a claim for a device that is not known.

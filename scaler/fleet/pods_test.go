@@ -40,7 +40,7 @@ func TestPodsHoldDevices(t *testing.T) {
 	require.NoError(t, reader.Apply(&snapshot.Sample{Writer: "podresources", Allocation: allocation("a", "GPU-0")}, at(1)))
 	assert.Equal(t, at(1), l.Node().Allocated)
 	assert.Zero(t, l.Node().Heard, "it says nothing of devices")
-	l.SetPods([]Pod{{Namespace: "ns", Name: "b"}, {Namespace: "ns", Name: "a"}}, at(2))
+	l.SetPods([]Pod{{Namespace: "ns", Name: "b", UID: "b"}, {Namespace: "ns", Name: "a", UID: "a"}}, at(2))
 	assert.True(t, l.Node().PodsKnown)
 	assert.Equal(t, map[string][]string{"a": {"GPU-0"}, "b": {}}, holds(l.Node()), "nobody reports it yet")
 	assert.Empty(t, l.Node().Pods[0].Shares)
@@ -64,7 +64,7 @@ func TestPodsHoldDevices(t *testing.T) {
 func TestAllocationStays(t *testing.T) {
 	l := newLocal()
 	require.NoError(t, l.Connect().Apply(&snapshot.Sample{Writer: "nvmlsidecar", Devices: []snapshot.Device{{ID: "GPU-0", Vendor: "nvidia"}}}, at(1)))
-	l.SetPods([]Pod{{Namespace: "ns", Name: "a"}}, at(1))
+	l.SetPods([]Pod{{Namespace: "ns", Name: "a", UID: "a"}}, at(1))
 	reader := l.Connect()
 	require.NoError(t, reader.Apply(&snapshot.Sample{Writer: "podresources", Allocation: allocation("a", "GPU-0")}, at(2)))
 	require.NoError(t, reader.Apply(&snapshot.Sample{Writer: "podresources", Error: "kubelet: down"}, at(3)))
@@ -84,7 +84,7 @@ func TestAllocationStays(t *testing.T) {
 func TestClaims(t *testing.T) {
 	l := newLocal()
 	require.NoError(t, l.Connect().Apply(&snapshot.Sample{Writer: "nvmlsidecar", Devices: []snapshot.Device{{ID: "GPU-0", Vendor: "nvidia"}}}, at(1)))
-	l.SetPods([]Pod{{Namespace: "ns", Name: "a"}}, at(1))
+	l.SetPods([]Pod{{Namespace: "ns", Name: "a", UID: "a"}}, at(1))
 	claimed := snapshot.ClaimedDevice{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-0"}
 	require.NoError(t, l.Connect().Apply(&snapshot.Sample{Writer: "podresources", Allocation: &snapshot.Allocation{
 		Containers: []snapshot.Container{{Namespace: "ns", Pod: "a", Claimed: []snapshot.ClaimedDevice{claimed}}},

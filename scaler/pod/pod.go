@@ -24,7 +24,7 @@ func Ended(p *corev1.Pod) bool {
 // (groupPods in k8s.io/kubernetes/pkg/controller/podautoscaler).
 func Describe(p *corev1.Pod) fleet.Pod {
 	d := fleet.Pod{
-		Namespace: p.Namespace, Name: p.Name, Node: p.Spec.NodeName, Labels: p.Labels,
+		Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), Node: p.Spec.NodeName, Labels: p.Labels,
 		Created: p.CreationTimestamp.Time, Terminating: p.DeletionTimestamp != nil,
 	}
 	if p.Status.Phase != corev1.PodRunning || p.Status.StartTime == nil {

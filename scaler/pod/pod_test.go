@@ -16,7 +16,7 @@ var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 // running is a pod whose readiness changed last some time after its start.
 func running(ready corev1.ConditionStatus, after time.Duration) *corev1.Pod {
 	return &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "llm-0", Labels: map[string]string{"app": "llm"}, CreationTimestamp: metav1.NewTime(start)},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "llm-0", UID: "u", Labels: map[string]string{"app": "llm"}, CreationTimestamp: metav1.NewTime(start)},
 		Spec:       corev1.PodSpec{NodeName: "node-1"},
 		Status: corev1.PodStatus{
 			Phase: corev1.PodRunning, StartTime: new(metav1.NewTime(start)),
@@ -48,7 +48,7 @@ func TestDescribe(t *testing.T) {
 		"not seen by a kubelet":            {unstarted, false, false},
 		"without conditions":               {unconditional, false, false},
 	} {
-		want := fleet.Pod{Namespace: "shop", Name: "llm-0", Node: "node-1", Labels: map[string]string{"app": "llm"}, Created: start, Ready: c.ready, WasReady: c.wasReady}
+		want := fleet.Pod{Namespace: "shop", Name: "llm-0", UID: "u", Node: "node-1", Labels: map[string]string{"app": "llm"}, Created: start, Ready: c.ready, WasReady: c.wasReady}
 		assert.Equal(t, want, Describe(c.pod), name)
 	}
 }

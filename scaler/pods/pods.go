@@ -5,12 +5,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -37,23 +38,30 @@ type Sink interface {
 	SetPods(all []fleet.Pod, now time.Time)
 }
 
+// Listener is told where pods came, went or changed their readiness, after the
+// sink. It must not wait.
+type Listener interface {
+	PodsChanged(namespaces []string)
+}
+
 // Watch watches the pods of one node.
 type Watch struct {
-	client rest.Interface
-	node   string
-	sink   Sink
-	log    *slog.Logger
-	// ready are the pods that have been seen ready. Of Run alone.
-	ready map[types.UID]bool
+	client   rest.Interface
+	node     string
+	sink     Sink
+	listener Listener
+	log      *slog.Logger
+	// told are the pods of before. Of Run alone.
+	told map[string]fleet.Pod
 }
 
 // New prepares to watch the pods of a node. It asks nothing of the API server.
-func New(config *rest.Config, node string, sink Sink, log *slog.Logger) (*Watch, error) {
+func New(config *rest.Config, node string, sink Sink, listener Listener, log *slog.Logger) (*Watch, error) {
 	client, err := kubernetes.Core(config)
 	if err != nil {
 		return nil, fmt.Errorf("pods: %w", err)
 	}
-	return &Watch{client: client, node: node, sink: sink, log: log, ready: map[types.UID]bool{}}, nil
+	return &Watch{client: client, node: node, sink: sink, listener: listener, log: log}, nil
 }
 
 // Run watches until ctx is done. While the API server cannot be reached it goes
@@ -125,24 +133,35 @@ func (s *store) Transformer() cache.TransformFunc {
 	return func(o any) (any, error) { return strip(o), nil }
 }
 
-// tell hands over the pods that count.
+// tell hands over the pods that count. One that has been seen ready was.
 func (w *Watch) tell(store cache.Store) {
 	var all []fleet.Pod
-	ready := make(map[types.UID]bool)
+	told := make(map[string]fleet.Pod)
+	changed := map[string]bool{}
 	for _, object := range store.List() {
 		o := object.(*corev1.Pod)
 		if pod.Ended(o) {
 			continue
 		}
 		p := pod.Describe(o)
-		p.WasReady = p.WasReady || w.ready[o.UID]
-		if p.WasReady {
-			ready[o.UID] = true
+		before, known := w.told[p.UID]
+		p.WasReady = p.WasReady || before.WasReady
+		if !known || before.Ready != p.Ready || before.Terminating != p.Terminating {
+			changed[p.Namespace] = true
 		}
+		told[p.UID] = p
 		all = append(all, p)
 	}
-	w.ready = ready
+	for uid, before := range w.told {
+		if _, still := told[uid]; !still {
+			changed[before.Namespace] = true
+		}
+	}
+	w.told = told
 	w.sink.SetPods(all, time.Now())
+	if len(changed) > 0 {
+		w.listener.PodsChanged(slices.Sorted(maps.Keys(changed)))
+	}
 }
 
 // strip keeps what tell looks at: the cache is to stay small whatever is in a pod.

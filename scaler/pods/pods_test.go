@@ -66,8 +66,13 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// sink remembers what it was told last.
-type sink struct{ told chan []fleet.Pod }
+// sink hands on what it is told.
+type sink struct {
+	told    chan []fleet.Pod
+	changes [][]string // namespaces
+}
+
+func (s *sink) PodsChanged(namespaces []string) { s.changes = append(s.changes, namespaces) }
 
 func (s *sink) SetPods(all []fleet.Pod, _ time.Time) {
 	slices.SortFunc(all, func(a, b fleet.Pod) int { return cmp.Compare(a.Name, b.Name) })
@@ -112,7 +117,7 @@ func TestWatch(t *testing.T) {
 	server := httptest.NewServer(api)
 	defer server.Close()
 	out := &sink{told: make(chan []fleet.Pod)}
-	w, err := New(&rest.Config{Host: server.URL}, "node-1", out, slog.New(slog.DiscardHandler))
+	w, err := New(&rest.Config{Host: server.URL}, "node-1", out, out, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	running := make(chan error)
@@ -140,8 +145,14 @@ func TestWatch(t *testing.T) {
 	api.changes <- event("ADDED", again)
 	assert.False(t, (<-out.told)[0].WasReady)
 
+	// What is of no interest is told, and is no change.
+	again.ResourceVersion = "3"
+	api.changes <- event("MODIFIED", again)
+	<-out.told
+
 	cancel()
 	require.NoError(t, <-running)
+	assert.Equal(t, [][]string{{"shop"}, {"shop"}, {"shop"}, {"shop"}}, out.changes)
 	api.mu.Lock()
 	defer api.mu.Unlock()
 	for _, asked := range api.asked {

@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,9 @@ const (
 	// period is how old an answer gets, and how soon something that could not be
 	// read is tried again.
 	period = 3 * time.Second
+	// soonest is how soon it is read again when its pods change: they tell of a
+	// change of the replicas before the period is over.
+	soonest = 500 * time.Millisecond
 	// asked is for how long an answer is kept fresh after somebody asked.
 	asked = 5 * time.Minute
 	// remembered bounds what is remembered of names that anyone can make up.
@@ -67,6 +71,7 @@ type entry struct {
 	definite bool   // err is an answer, and not the lack of one
 	read     time.Time
 	queued   bool
+	outdated bool // its pods have changed since
 }
 
 // found is what the API server told.
@@ -122,6 +127,29 @@ func (r *Resolver) Expect(namespace, name, podSelector string) {
 	r.entry(ask{namespace, name, podSelector})
 }
 
+// PodsChanged says that what is known of the workloads in some namespaces may be
+// outdated. It does not wait.
+func (r *Resolver) PodsChanged(namespaces []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, key := range r.entries.Keys() {
+		known, ok := r.entries.Get(key)
+		if !ok || !slices.Contains(namespaces, key.(ask).namespace) {
+			continue
+		}
+		e := known.(*entry)
+		e.outdated = true
+		r.enqueueDue(e, time.Now())
+	}
+}
+
+// enqueueDue queues a workload that has to be read again.
+func (r *Resolver) enqueueDue(e *entry, now time.Time) {
+	if age := now.Sub(e.read); e.found != nil && (age >= period || e.outdated && age >= soonest) {
+		r.enqueue(e)
+	}
+}
+
 // entry is that of an ask, which is read soon if it is new, or was not found some
 // time ago; nil when there are too many of these.
 func (r *Resolver) entry(a ask) *entry {
@@ -160,7 +188,7 @@ func (r *Resolver) Run(ctx context.Context) error {
 	for range workers {
 		all.Go(func() { r.work(ctx) })
 	}
-	tick := time.NewTicker(period / 4)
+	tick := time.NewTicker(soonest / 2)
 	defer tick.Stop()
 	for {
 		select {
@@ -181,9 +209,7 @@ func (r *Resolver) due(now time.Time) {
 		if !ok {
 			continue
 		}
-		if e := known.(*entry); e.found != nil && now.Sub(e.read) >= period {
-			r.enqueue(e)
-		}
+		r.enqueueDue(known.(*entry), now)
 	}
 }
 
@@ -199,6 +225,9 @@ func (r *Resolver) work(ctx context.Context) {
 }
 
 func (r *Resolver) refresh(ctx context.Context, e *entry) {
+	r.mu.Lock()
+	e.outdated = false // what changes from here on is seen the next time
+	r.mu.Unlock()
 	found, err := r.api.find(ctx, e.ask)
 	if ctx.Err() != nil {
 		return

@@ -181,6 +181,38 @@ func TestRefresh(t *testing.T) {
 	})
 }
 
+// When its pods change, what is known of a workload is read again at once.
+func TestPodsChanged(t *testing.T) {
+	s := whole()
+	try(t, s, func(t *testing.T, r *Resolver) {
+		r.Expect("shop", "llm", "")
+		synctest.Wait()
+		time.Sleep(soonest)
+		changed := time.Now()
+		r.PodsChanged([]string{"other", "shop"})
+		synctest.Wait()
+		w, err := r.ask("", nil)
+		require.NoError(t, err)
+		assert.Equal(t, changed, w.Told)
+		for range 100 { // however often
+			r.PodsChanged([]string{"shop"})
+			time.Sleep(soonest / 100)
+		}
+		time.Sleep(soonest)
+		w, err = r.ask("", nil)
+		require.NoError(t, err)
+		assert.Greater(t, w.Told, changed)
+		s.mu.Lock()
+		assert.LessOrEqual(t, s.asked[soPath], 4)
+		s.mu.Unlock()
+		last := w.Told
+		r.PodsChanged([]string{"other"})
+		time.Sleep(soonest)
+		w, _ = r.ask("", nil)
+		assert.Equal(t, last, w.Told, "of another namespace")
+	})
+}
+
 // With the API server down, or hanging, nobody waits, and what was known stays
 // known with its age.
 func TestNobodyWaits(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/controller/podautoscaler"
@@ -114,7 +115,7 @@ func (s situation) pods() (all []*corev1.Pod) {
 	for i, k := range s.kinds {
 		started := now.Add(-time.Hour)
 		p := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprint("pod-", i), Labels: app, CreationTimestamp: metav1.NewTime(started)},
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprint("pod-", i), UID: types.UID(fmt.Sprint("uid-", i)), Labels: app, CreationTimestamp: metav1.NewTime(started)},
 			Spec:       corev1.PodSpec{NodeName: node},
 			Status:     corev1.PodStatus{Phase: corev1.PodRunning, StartTime: new(metav1.NewTime(started))},
 		}
