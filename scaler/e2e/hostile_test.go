@@ -78,6 +78,14 @@ func TestHostileWriters(t *testing.T) {
 	assert.Less(t, len(n.scaler.log()), 1<<20, "bytes of log")
 
 	n.sidecar.kill()
+	// Connections are read at a pace, which hides the end of one for a moment: until
+	// then its devices are its.
+	n.eventually(5*time.Second, func() error {
+		if !strings.Contains(n.scaler.log(), `msg="writer gone" writer=nvmlsidecar`) {
+			return fmt.Errorf("the sidecar is not gone yet")
+		}
+		return nil
+	})
 	n.startSidecar()
 	n.eventually(5*time.Second, func() error {
 		state := n.sidecar.log()

@@ -133,11 +133,12 @@ func TestNobodyWaitsForTheCluster(t *testing.T) {
 		_, activeErr := n.IsActive(t.Context(), ref)
 		r, err := n.GetMetrics(t.Context(), &pb.GetMetricsRequest{ScaledObjectRef: ref})
 		require.Less(t, time.Since(began), 500*time.Millisecond, "a call waits")
+		if err == nil {
+			err = activeErr
+		}
 		if err != nil {
-			require.Equal(t, status.Convert(err).Message(), status.Convert(activeErr).Message())
 			return 0, err
 		}
-		require.NoError(t, activeErr)
 		return r.GetMetricValues()[0].GetMetricValueFloat(), nil
 	}
 	known := func() error {
