@@ -28,6 +28,7 @@ import (
 	"gpuscaler/scaler/status"
 	"gpuscaler/scaler/workload"
 	"gpuscaler/shared/fixture"
+	"gpuscaler/shared/snapshot"
 )
 
 type serveCommand struct {
@@ -198,7 +199,7 @@ func (c *serveCommand) source(node *fleet.Local, log *slog.Logger) (func(context
 	}
 	l, err := ingest.Listen(ingest.Options{
 		Path: c.NVMLSocket, UIDs: c.uids(), FrameTimeout: c.StaleAfter, Log: log,
-		Connect: func() ingest.Sink { return node.Connect() },
+		Connect: func(uid int) ingest.Sink { return c.role(uid, node.Connect()) },
 	})
 	if err != nil {
 		return nil, err
@@ -216,4 +217,30 @@ func (c *serveCommand) uids() (uids []int) {
 		uids = append(uids, c.PodResourcesUID)
 	}
 	return uids
+}
+
+// role is what a user's readers may say: those of --nvml-uid what devices there
+// are, those of --podresources-uid which pods hold them.
+func (c *serveCommand) role(uid int, to ingest.Sink) ingest.Sink {
+	if c.NVMLUID < 0 || c.NVMLUID == c.PodResourcesUID {
+		return to
+	}
+	return &limited{to, uid == c.NVMLUID, uid == c.PodResourcesUID}
+}
+
+// limited refuses what its writer has no business to say.
+type limited struct {
+	ingest.Sink
+	devices, allocation bool
+}
+
+// Apply hands a sample on.
+func (l *limited) Apply(s *snapshot.Sample, now time.Time) error {
+	if len(s.Devices) > 0 && !l.devices {
+		return fmt.Errorf("this user's readers may not report devices: it is not --nvml-uid")
+	}
+	if s.Allocation != nil && !l.allocation {
+		return fmt.Errorf("this user's readers may not say which pods hold devices: it is not --podresources-uid")
+	}
+	return l.Sink.Apply(s, now)
 }

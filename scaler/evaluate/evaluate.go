@@ -58,7 +58,8 @@ type Decision struct {
 	Pods []PodReading
 	// Replicas is how Value came about; nil when there are no pods.
 	Replicas    *replicas.Decision
-	terminating int // pods that are, and still ready
+	ending      int // pods that are about to
+	terminating int // of those, how many are still ready
 }
 
 // Reading is one device's part in a Decision.
@@ -244,7 +245,7 @@ func missing(t *trigger.Trigger, n *fleet.Node, devices []*fleet.Device, left []
 		return fail(Unavailable, "node %s: %s cannot be read: %s", n.Name, t.Metric.Name, strings.Join(reasons, "; "))
 	}
 	for _, w := range n.Writers {
-		if w.Error != "" {
+		if w.Error != "" && !w.Allocates {
 			return fail(Unavailable, "node %s: %s: %s", n.Name, w.Name, w.Error)
 		}
 	}

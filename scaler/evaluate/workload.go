@@ -53,7 +53,7 @@ type PodReading struct {
 	HasValue bool
 	// Reason says why there is no value.
 	Reason string
-	// unheard: there is no value now and may be one later.
+	// unheard: of some of what it holds there is no value now and may be one later.
 	unheard bool
 }
 
@@ -81,6 +81,9 @@ func ForWorkload(t *trigger.Trigger, n *fleet.Node, w *Workload, now time.Time, 
 		if !d.ends(pod) {
 			d.Pods = append(d.Pods, unheard(n, pod))
 		}
+	}
+	if len(d.Pods) == 0 && d.ending > 0 && w.Spec > 0 {
+		return Decision{}, fail(Unavailable, "%s: its %d pods are about to end, and those that follow are not there yet", w.Name, d.ending)
 	}
 	if len(d.Pods) == 0 {
 		d.Active = t.AlwaysActive // that there are no pods is known
@@ -132,6 +135,9 @@ func attributed(n *fleet.Node, w *Workload, now time.Time, limits Limits) error 
 
 // ends says whether a pod is terminating, and notes it.
 func (d *Decision) ends(pod *fleet.Pod) bool {
+	if pod.Terminating {
+		d.ending++
+	}
 	if pod.Terminating && pod.Ready {
 		d.terminating++
 	}
@@ -157,7 +163,8 @@ func pods(n *fleet.Node, w *Workload) (here, elsewhere []*fleet.Pod) {
 
 // unheard is a pod that the node does not know.
 func unheard(n *fleet.Node, pod *fleet.Pod) PodReading {
-	r := PodReading{Pod: pod, State: replicas.Missing, unheard: true}
+	// One without a node holds nothing that could be busy.
+	r := PodReading{Pod: pod, State: replicas.Missing, unheard: pod.Node != ""}
 	if !pod.WasReady {
 		r.State = replicas.Starting
 	}
@@ -179,11 +186,16 @@ func readPod(t *trigger.Trigger, n *fleet.Node, pod *fleet.Pod, now time.Time, l
 		r.State = replicas.Starting
 	}
 	parts := partsOf(t, n, pod)
+	if len(pod.Unknown) > 0 {
+		r.Reason, r.unheard = fmt.Sprintf("holds %s, which nobody reports", terms.List(pod.Unknown)), true
+		if len(parts) == 0 || t.GPUIndex >= 0 { // which would be counted wrongly
+			return r, len(parts), nil
+		}
+	}
 	if len(parts) == 0 {
 		r.Reason = "holds no GPU"
-		if len(pod.Unknown) > 0 {
-			r.Reason, r.unheard = fmt.Sprintf("holds %s, which nobody reports", terms.List(pod.Unknown)), true
-		}
+		// So the kubelet said, if it has spoken since the pod is there.
+		r.unheard = now.Sub(n.Allocated) > limits.StaleAfter || n.Allocated.Before(pod.Started)
 		return r, 0, nil
 	}
 	gpus = len(parts)
@@ -197,13 +209,12 @@ func readPod(t *trigger.Trigger, n *fleet.Node, pod *fleet.Pod, now time.Time, l
 	for _, p := range parts {
 		v, reason := p.read(t, now, limits.StaleAfter)
 		if reason != "" {
-			r.Reason = reason
+			r.Reason, r.unheard = reason, r.unheard || p.device.MayHave(t.Metric.Name)
 			continue
 		}
 		values = append(values, v)
 	}
 	if len(values) == 0 {
-		r.unheard = parts[0].device.MayHave(t.Metric.Name)
 		return r, gpus, nil
 	}
 	r.Value, r.HasValue = t.Aggregation.Apply(values), true
@@ -336,6 +347,14 @@ func decide(t *trigger.Trigger, w *Workload, d *Decision, tolerance float64) rep
 // active says whether some pod is busy, or loads.
 func active(t *trigger.Trigger, d *Decision, now time.Time) bool {
 	return slices.ContainsFunc(d.Pods, func(r PodReading) bool {
-		return (r.HasValue && r.Value > t.Activation) || (r.State == replicas.Starting && now.Sub(r.Pod.Created) < t.StartupTimeout)
+		return (r.HasValue && r.Value > t.Activation) || (r.State == replicas.Starting && now.Sub(since(r.Pod)) < t.StartupTimeout)
 	})
+}
+
+// since is when a pod began to start: it may have waited for its node for long.
+func since(p *fleet.Pod) time.Time {
+	if p.Started.IsZero() {
+		return p.Created
+	}
+	return p.Started
 }

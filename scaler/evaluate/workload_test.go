@@ -188,6 +188,12 @@ func TestWorkloadErrors(t *testing.T) {
 	}{
 		"gpuIndex beyond the pod's GPUs": {one, metadata{"gpuIndex": "1"}, nil, 2, Invalid,
 			"gpuIndex: 1 is beyond the GPUs of pod a; it has 1 GPU (gpuIndex 0)"},
+		"gpuIndex with a GPU that nobody reports": {scene{gpus: gpus(90), pods: []podOn{llm("a", "GPU-z", id(0))}}, metadata{"gpuIndex": "1"}, nil, 2, Unavailable,
+			"pod a: holds GPU-z, which nobody reports"},
+		"no GPU, and the kubelet silent for a while": {scene{gpus: gpus(90), pods: []podOn{llm("a")}}, nil,
+			func(n *fleet.Node, _ *Workload) { n.Allocated = at(-20) }, 2, Unavailable, "pod a: holds no GPU"},
+		"no GPU, and the kubelet not heard since": {scene{gpus: gpus(90), pods: []podOn{func() podOn { p := llm("a"); p.Started = at(2); return p }()}}, nil,
+			nil, 2, Unavailable, "pod a: holds no GPU"},
 		"no GPU": {scene{gpus: gpus(90), pods: []podOn{llm("a")}}, nil, nil, 2, Impossible,
 			"ScaledObject shop/llm: none of its 1 pods holds a GPU"},
 		"no GPU of the model": {one, metadata{"gpuModel": "T4"}, nil, 2, Impossible,
@@ -246,6 +252,12 @@ func TestInactiveOnlyIfKnown(t *testing.T) {
 		"one lost": {scene{gpus: []snapshot.Device{gpus(0)[0], lost(1, "GPU_IS_LOST")}, pods: quiet},
 			"ScaledObject shop/llm: pod b may be busy: GPU 1: GPU_IS_LOST"},
 		"one without a GPU": {scene{gpus: gpus(0), pods: []podOn{llm("a", id(0)), llm("b")}}, ""},
+		"one of its GPUs lost": {scene{gpus: []snapshot.Device{gpus(0)[0], lost(1, "GPU_IS_LOST")}, pods: []podOn{llm("a", id(0), id(1))}},
+			"ScaledObject shop/llm: pod a may be busy: GPU 1: GPU_IS_LOST"},
+		"one of its GPUs unknown": {scene{gpus: gpus(0), pods: []podOn{llm("a", id(0), "GPU-z")}},
+			"ScaledObject shop/llm: pod a may be busy: holds GPU-z, which nobody reports"},
+		"all about to end": {scene{gpus: gpus(0), pods: []podOn{func() podOn { p := llm("a", id(0)); p.Terminating = true; return p }()}, w: Workload{Spec: 1}},
+			"ScaledObject shop/llm: its 1 pods are about to end, and those that follow are not there yet"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, w := c.scene.at(t)
@@ -289,7 +301,9 @@ func TestGonePod(t *testing.T) {
 // A pod that loads its weights keeps its workload for startupTimeout, and not
 // for ever.
 func TestStartupTimeout(t *testing.T) {
-	n, w := scene{gpus: gpus(0), pods: []podOn{llm("a", id(0)).loading()}}.at(t)
+	waited := llm("a", id(0)).loading()
+	waited.Created, waited.Started = at(-3600), at(0) // for its node
+	n, w := scene{gpus: gpus(0), pods: []podOn{waited}}.at(t)
 	for _, c := range []struct {
 		timeout string
 		age     float64
@@ -300,6 +314,21 @@ func TestStartupTimeout(t *testing.T) {
 			md["startupTimeout"] = c.timeout
 		}
 		active, err := ActiveForWorkload(parse(t, md), n, w, at(c.age), limits)
+		require.NoError(t, err)
+		assert.Equal(t, c.active, active, "%+v", c)
+	}
+}
+
+// One that finds no node keeps it for as long, and then no longer.
+func TestStartupTimeoutWithoutANode(t *testing.T) {
+	pending := llm("pending").loading().Pod
+	pending.Node = ""
+	n, w := scene{gpus: gpus(0), pods: []podOn{llm("a", id(0))}, w: Workload{Pods: []*fleet.Pod{&pending}}}.at(t)
+	for _, c := range []struct {
+		age    float64
+		active bool
+	}{{4, true}, {6, false}} {
+		active, err := ActiveForWorkload(parse(t, utilization(metadata{"startupTimeout": "5s"})), n, w, at(c.age), limits)
 		require.NoError(t, err)
 		assert.Equal(t, c.active, active, "%+v", c)
 	}

@@ -95,12 +95,13 @@ func (s *Source) Apply(sample *snapshot.Sample, now time.Time) error {
 	if sample.Error != s.writer.Error {
 		l.log.Warn("writer's state changed", "writer", sample.Writer, "error", sample.Error)
 	}
-	s.writer = Writer{Name: sample.Writer, Version: sample.Version, Heard: heard, Error: sample.Error}
+	allocates := sample.Allocation != nil || (sample.Error != "" && s.writer.Allocates)
+	s.writer = Writer{Name: sample.Writer, Version: sample.Version, Heard: heard, Error: sample.Error, Allocates: allocates}
 	if sample.Allocation != nil {
 		l.pods.allocate(sample.Allocation, heard)
 	}
 	// The reader of the kubelet says nothing of devices, not that there are none.
-	if sample.Allocation == nil || len(sample.Devices) > 0 {
+	if !allocates || len(sample.Devices) > 0 {
 		if heard.After(l.heard) {
 			l.heard = heard
 		}

@@ -29,9 +29,9 @@ type Node struct {
 	// Allocated is when the kubelet was last heard of which pods hold what; zero
 	// when never.
 	Allocated time.Time
-	// ClaimsUnknown says that a pod has a resource claim for a device that is not
-	// known.
-	ClaimsUnknown bool
+	// Claims says that a pod has a resource claim, ClaimsUnknown that one is for a
+	// device that is not known.
+	Claims, ClaimsUnknown bool
 	// PodsKnown says that the API server has told of the node's pods.
 	PodsKnown bool
 	// LeftOut counts the readings that were missing since the start: one for
@@ -55,6 +55,8 @@ type Writer struct {
 	Heard time.Time
 	// Error is why it could read nothing at all, or "".
 	Error string
+	// Allocates: it reads the kubelet, and no devices.
+	Allocates bool
 }
 
 // Device is one device with the means of its metrics. Read-only.
@@ -172,7 +174,7 @@ func (n *Node) Ready(now time.Time, staleAfter time.Duration) error {
 		}
 	}
 	for _, w := range n.Writers {
-		if w.Error != "" {
+		if w.Error != "" && !w.Allocates {
 			return fmt.Errorf("node %s: %s: %s", n.Name, w.Name, w.Error)
 		}
 	}

@@ -20,8 +20,9 @@ type Pod struct {
 	Ready, WasReady bool
 	// Terminating: it is about to end.
 	Terminating bool
-	// Created is when the API server made it.
-	Created time.Time
+	// Created is when the API server made it, Started when its node took it; zero
+	// before.
+	Created, Started time.Time
 	// Holding is what it holds, of a pod of this node.
 	attribution.Holding
 }
@@ -44,7 +45,8 @@ type pods struct {
 	changed       bool
 	devices       []attribution.Device
 	public        []*Pod
-	claimsUnknown bool
+	claimed       bool // some pod has a claim
+	claimsUnknown bool // for a device that is not known
 }
 
 // SetPods takes over all pods of the node that have not ended; what they hold is
@@ -99,15 +101,24 @@ func (p *pods) attribute(n *Node) {
 	}
 	if p.changed || !slices.Equal(devices, p.devices) {
 		p.changed, p.devices, p.public = false, devices, p.match(devices)
-		p.claimsUnknown = p.allocation != nil && slices.ContainsFunc(p.allocation.Containers, p.unknown)
+		p.lookAtClaims()
 	}
-	n.Pods, n.PodsKnown, n.ClaimsUnknown, n.Allocated = p.public, p.known, p.claimsUnknown, p.allocated
-	n.gone = p.gone
+	n.Pods, n.PodsKnown, n.Allocated, n.gone = p.public, p.known, p.allocated, p.gone
+	n.Claims, n.ClaimsUnknown = p.claimed, p.claimsUnknown
 }
 
-// unknown says whether a container has a claim for a device that is not known.
-func (p *pods) unknown(c snapshot.Container) bool {
-	return slices.ContainsFunc(c.Claimed, func(d snapshot.ClaimedDevice) bool { return p.claims[d] == "" })
+func (p *pods) lookAtClaims() {
+	p.claimed, p.claimsUnknown = false, false
+	if p.allocation == nil {
+		return
+	}
+	for i := range p.allocation.Containers {
+		for _, d := range p.allocation.Containers[i].Claimed {
+			known := func(device attribution.Device) bool { return device.ID == p.claims[d] }
+			p.claimed = true
+			p.claimsUnknown = p.claimsUnknown || !slices.ContainsFunc(p.devices, known)
+		}
+	}
 }
 
 func (p *pods) match(devices []attribution.Device) []*Pod {

@@ -87,7 +87,7 @@ func TestAnotherVendorBesideTheGPUs(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := ingest.Listen(ingest.Options{
 		Path: socket, FrameTimeout: staleAfter, Log: slog.New(slog.DiscardHandler),
-		Connect: func() ingest.Sink { return node.Connect() },
+		Connect: func(int) ingest.Sink { return node.Connect() },
 	})
 	require.NoError(t, err)
 

@@ -35,7 +35,7 @@ type recorder struct {
 
 type recorderSink struct{ *recorder }
 
-func (r *recorder) connect() Sink {
+func (r *recorder) connect(int) Sink {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.open++

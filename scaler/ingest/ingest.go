@@ -52,8 +52,8 @@ type Options struct {
 	// FrameTimeout closes a connection on which no whole frame arrives for so
 	// long.
 	FrameTimeout time.Duration
-	// Connect makes the sink of a new connection.
-	Connect func() Sink
+	// Connect makes the sink of a new connection, of a user.
+	Connect func(uid int) Sink
 	Log     *slog.Logger
 }
 
@@ -69,6 +69,7 @@ type Listener struct {
 type connection struct {
 	*net.UnixConn
 	since time.Time
+	uid   int
 	log   *slog.Logger
 	spoke time.Time // when the last good sample came; guarded by Listener.mu
 }
@@ -202,8 +203,9 @@ func (l *Listener) authorize(c *connection) bool {
 		l.Log.Warn("writer refused: its credentials cannot be read", "error", err)
 		return false
 	}
+	c.uid = int(cred.Uid)
 	c.log = l.Log.With("uid", cred.Uid, "gid", cred.Gid, "pid", cred.Pid)
-	if len(l.UIDs) > 0 && !slices.Contains(l.UIDs, int(cred.Uid)) {
+	if len(l.UIDs) > 0 && !slices.Contains(l.UIDs, c.uid) {
 		c.log.Warn("writer refused: wrong uid", "allowed", l.UIDs)
 		return false
 	}
@@ -215,7 +217,7 @@ func (l *Listener) authorize(c *connection) bool {
 func (l *Listener) serve(c *connection) {
 	defer l.remove(c)
 	_ = c.CloseWrite() // nobody will ever answer
-	sink := l.Connect()
+	sink := l.Connect(c.uid)
 	defer func() { sink.Close(time.Now()) }()
 	err := l.read(c, sink)
 	switch {

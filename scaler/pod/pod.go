@@ -27,6 +27,9 @@ func Describe(p *corev1.Pod) fleet.Pod {
 		Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), Node: p.Spec.NodeName, Labels: p.Labels,
 		Created: p.CreationTimestamp.Time, Terminating: p.DeletionTimestamp != nil,
 	}
+	if p.Status.StartTime != nil {
+		d.Started = p.Status.StartTime.Time
+	}
 	if p.Status.Phase != corev1.PodRunning || p.Status.StartTime == nil {
 		return d
 	}

@@ -49,6 +49,9 @@ func TestDescribe(t *testing.T) {
 		"without conditions":               {unconditional, false, false},
 	} {
 		want := fleet.Pod{Namespace: "shop", Name: "llm-0", UID: "u", Node: "node-1", Labels: map[string]string{"app": "llm"}, Created: start, Ready: c.ready, WasReady: c.wasReady}
+		if c.pod.Status.StartTime != nil {
+			want.Started = start
+		}
 		assert.Equal(t, want, Describe(c.pod), name)
 	}
 }

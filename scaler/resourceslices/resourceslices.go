@@ -1,7 +1,7 @@
 // Package resourceslices finds which devices the resource claims (DRA) of a
 // node's pods are about: a claim names a device of a driver's pool, and the
-// driver's ResourceSlice has its UUID. It asks only when there is a claim that
-// is not known, because most clusters have none.
+// driver's ResourceSlice has its UUID. It asks only while there are claims,
+// because most clusters have none.
 package resourceslices
 
 import (
@@ -22,9 +22,12 @@ import (
 
 const (
 	// look is how soon a new claim is seen, again how soon the same question is
-	// put again: a dynamic MIG device, for one, never has a UUID.
-	look  = time.Second
-	again = 10 * time.Second
+	// put again: a dynamic MIG device, for one, never has a UUID. refresh is how
+	// soon what is known is looked at again, while there are claims: a driver that
+	// was restarted may give a name to another device.
+	look    = time.Second
+	again   = 10 * time.Second
+	refresh = time.Minute
 	// timeout is the longest that one request may take.
 	timeout = 5 * time.Second
 )
@@ -68,7 +71,8 @@ func (f *Finder) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if !f.node.Node().ClaimsUnknown || time.Since(asked) < again {
+		n, age := f.node.Node(), time.Since(asked)
+		if due := n.ClaimsUnknown && age >= again || n.Claims && age >= refresh; !due {
 			continue
 		}
 		asked = time.Now()

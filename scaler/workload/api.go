@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/flowcontrol"
@@ -16,6 +18,7 @@ import (
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/kubernetes"
 	"gpuscaler/scaler/pod"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/scaler/trigger"
 )
 
@@ -90,7 +93,8 @@ func (a *api) find(ctx context.Context, of ask) (*found, error) {
 		if selector == "" {
 			selector = scale.Status.Selector
 		}
-	case selector == "":
+	case selector != "" && (apierrors.IsNotFound(err) || errors.Is(err, errNoTarget)): // it does without
+	default:
 		return nil, err
 	}
 	if selector == "" {
@@ -136,6 +140,11 @@ func (a *api) pods(ctx context.Context, namespace, selector string) ([]*fleet.Po
 }
 
 func (a *api) get(ctx context.Context, into any, root, namespace string, path ...string) error {
+	for _, segment := range path {
+		if problems := content.IsPathSegmentName(segment); len(problems) > 0 {
+			return fmt.Errorf("%s: %s", terms.Quote(segment), problems[0])
+		}
+	}
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return kubernetes.GetJSON(limited, a.raw.Get().AbsPath(append([]string{root, "namespaces", namespace}, path...)...), into)
@@ -156,29 +165,35 @@ func classify(of ask, err error) (definite bool, told error) {
 	return false, fail(evaluate.Unavailable, "ScaledObject %s: %w", of, err)
 }
 
-// targetType is the HPA's kind of target for the trigger with this metadata, ""
-// for KEDA's default. KEDA sends a trigger's metadata with what it took from the
-// workload's environment.
+// targetType is the HPA's kind of target for the trigger with this metadata. KEDA
+// sends a trigger's metadata as it is, but for keys that end in FromEnv: their
+// values are those of the workload's environment, or they are left out. Of several
+// that fit, the one that says most is meant.
 func targetType(all []triggerSpec, metadata map[string]string) trigger.TargetType {
-	var ours []triggerSpec
-	for _, t := range all {
-		if t.Type == "external" || t.Type == "external-push" {
-			ours = append(ours, t)
+	var best *triggerSpec
+	for i := range all {
+		t := &all[i]
+		if t.Type != "external" && t.Type != "external-push" {
+			continue
+		}
+		if best == nil { // in any case: its metadata may just have changed
+			best = t
+		}
+		if included(t.Metadata, metadata) && (!included(best.Metadata, metadata) || len(t.Metadata) > len(best.Metadata)) {
+			best = t
 		}
 	}
-	for _, t := range ours {
-		if included(t.Metadata, metadata) {
-			return metricType(t)
-		}
+	if best == nil {
+		return trigger.AverageValue
 	}
-	for _, t := range ours { // its metadata has just changed
-		return metricType(t)
-	}
-	return trigger.AverageValue
+	return metricType(*best)
 }
 
 func included(some, all map[string]string) bool {
 	for k, v := range some {
+		if strings.HasSuffix(k, "FromEnv") {
+			continue
+		}
 		if got, ok := all[k]; !ok || got != v {
 			return false
 		}

@@ -15,9 +15,11 @@ import (
 	"golang.org/x/time/rate"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/cache"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 
 	"gpuscaler/scaler/evaluate"
+	"gpuscaler/scaler/terms"
 )
 
 const (
@@ -50,6 +52,25 @@ const (
 type ask struct{ namespace, name, podSelector string }
 
 func (a ask) String() string { return a.namespace + "/" + a.name }
+
+// validate refuses names that no object can have: they would become parts of a
+// request's path, and be kept.
+func (a ask) validate() error {
+	for _, c := range []struct {
+		key, name string
+		longest   int
+		problems  func(string) []string
+	}{
+		{"namespace", a.namespace, validation.DNS1123LabelMaxLength, validation.IsDNS1123Label},
+		{"name", a.name, validation.DNS1123SubdomainMaxLength, validation.IsDNS1123Subdomain},
+	} {
+		if len(c.name) > c.longest || len(c.problems(c.name)) > 0 {
+			return fail(evaluate.Invalid, "scaledObjectRef: %s %s is no name of an object; allowed are up to %d lower-case letters, digits, - and . as Kubernetes has them",
+				c.key, terms.Quote(c.name), c.longest)
+		}
+	}
+	return nil
+}
 
 // Resolver finds workloads. Its methods are safe for concurrent use.
 type Resolver struct {
@@ -101,6 +122,9 @@ func New(config *rest.Config, log *slog.Logger) (*Resolver, error) {
 // Errors are of type *[evaluate.Error].
 func (r *Resolver) Workload(namespace, name, podSelector string, metadata map[string]string) (*evaluate.Workload, error) {
 	a := ask{namespace, name, podSelector}
+	if err := a.validate(); err != nil {
+		return nil, err
+	}
 	if podSelector != "" {
 		if _, err := labels.Parse(podSelector); err != nil {
 			return nil, fail(evaluate.Invalid, "podSelector: %w; allowed is a label selector like \"app=llm\"", err)
@@ -122,9 +146,13 @@ func (r *Resolver) Workload(namespace, name, podSelector string, metadata map[st
 
 // Expect has a workload read that will soon be asked for.
 func (r *Resolver) Expect(namespace, name, podSelector string) {
+	a := ask{namespace, name, podSelector}
+	if a.validate() != nil {
+		return // Workload says so
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.entry(ask{namespace, name, podSelector})
+	r.entry(a)
 }
 
 // PodsChanged says that what is known of the workloads in some namespaces may be

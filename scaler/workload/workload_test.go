@@ -345,3 +345,46 @@ func TestComesLater(t *testing.T) {
 		require.NoError(t, err)
 	})
 }
+
+// Names become parts of a path, and are kept: those that no object has are refused.
+func TestBadNames(t *testing.T) {
+	s := whole()
+	try(t, s, func(t *testing.T, r *Resolver) {
+		for _, bad := range [][2]string{
+			{"shop", "../../../../../../api/v1/pods"}, {"../..", "llm"}, {"", "llm"}, {"shop", ""}, {"shop", strings.Repeat("a", 1<<20)}, {"Shop", "llm"},
+		} {
+			r.Expect(bad[0], bad[1], "")
+			_, err := r.Workload(bad[0], bad[1], "", nil)
+			requireError(t, err, evaluate.Invalid, "is no name of an object")
+			assert.Less(t, len(err.Error()), 400)
+		}
+		synctest.Wait()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		assert.Empty(t, s.asked)
+	})
+	s.answers[soPath].(map[string]any)["spec"].(map[string]any)["scaleTargetRef"] = map[string]any{"name": "../../pods"}
+	try(t, s, func(t *testing.T, r *Resolver) {
+		r.Expect("shop", "llm", "")
+		synctest.Wait()
+		_, err := r.ask("", nil)
+		requireError(t, err, evaluate.Unavailable, `may not contain '/'`)
+	})
+}
+
+// A scale subresource that cannot be read now is not one that is not there.
+func TestPodSelectorWithoutScaleForNow(t *testing.T) {
+	s := whole()
+	s.answers["/api/v1/namespaces/shop/pods?labelSelector=role%3Dleader"] = corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}}
+	try(t, s, func(t *testing.T, r *Resolver) {
+		r.Expect("shop", "llm", "role=leader")
+		synctest.Wait()
+		s.set(func(s *apiServer) { s.answers[lwsPath] = apierrors.NewInternalError(assert.AnError) })
+		known := time.Now()
+		time.Sleep(2 * period)
+		w, err := r.ask("role=leader", nil)
+		require.NoError(t, err)
+		assert.Equal(t, 3, w.Status, "the last that was told")
+		assert.LessOrEqual(t, w.Told.Sub(known), period)
+	})
+}
