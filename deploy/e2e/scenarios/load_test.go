@@ -29,6 +29,7 @@ func TestRecordedLoadScalesUpAndBack(t *testing.T) {
 // TestIdleGoesToZero: after the cooldown, and not before.
 func TestIdleGoesToZero(t *testing.T) {
 	s := begin(t, setting{name: "zero", fixture: "h200-idle", replicas: 1})
+	s.eventually("1 replica", s.replicas(1))
 	s.load("set * gpu_utilization 60")
 	s.scale("pollingInterval: 1\ncooldownPeriod: 8", "profile", "triton-inference", "window", "0s")
 	s.eventually("active", s.condition("Active", "True"))
