@@ -72,6 +72,13 @@ func TestImportsPointOneWay(t *testing.T) {
 		"gpuscaler/scaler/fleet":          {"gpuscaler/scaler/trigger", "gpuscaler/scaler/ingest", "google.golang.org/grpc", "\nnet\n"},
 		"gpuscaler/scaler/terms":          {"gpuscaler/profiles", "gpuscaler/scaler/fleet", "google.golang.org/grpc"},
 		"gpuscaler/scaler/evaluate":       {"google.golang.org/grpc", "gpuscaler/scaler/ingest", "gpuscaler/scaler/externalscaler", "\nnet/http\n"},
+		"gpuscaler/scaler/attribution":    {"gpuscaler/scaler/", "google.golang.org", "k8s.io", "\nnet\n"},
+		"gpuscaler/scaler/replicas":       {"gpuscaler/", "google.golang.org", "k8s.io", "\nnet\n"},
+		"gpuscaler/scaler/pod":            {"gpuscaler/scaler/evaluate", "google.golang.org/grpc", "k8s.io/client-go"},
+		"gpuscaler/scaler/pods":           {"gpuscaler/scaler/workload", "gpuscaler/scaler/evaluate", "google.golang.org/grpc", "k8s.io/client-go/kubernetes"},
+		"gpuscaler/scaler/workload":       {"gpuscaler/scaler/pods", "gpuscaler/scaler/events", "google.golang.org/grpc", "k8s.io/client-go/kubernetes"},
+		"gpuscaler/scaler/resourceslices": {"gpuscaler/scaler/pods", "gpuscaler/scaler/workload", "google.golang.org/grpc", "k8s.io/client-go/kubernetes"},
+		"gpuscaler/scaler/podresources":   {"gpuscaler/scaler/fleet", "gpuscaler/scaler/ingest", "k8s.io/client-go"},
 		"gpuscaler/scaler/ingest":         {"gpuscaler/scaler/fleet", "gpuscaler/scaler/externalscaler", "google.golang.org/grpc"},
 		"gpuscaler/scaler/replay":         {"gpuscaler/scaler/fleet", "gpuscaler/scaler/ingest", "google.golang.org/grpc"},
 		"gpuscaler/scaler/externalscaler": {"gpuscaler/scaler/ingest", "gpuscaler/scaler/status", "gpuscaler/scaler/replay", "k8s.io/client-go"},
@@ -81,7 +88,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		"gpuscaler/scaler/status":         {"gpuscaler/scaler/externalscaler", "gpuscaler/scaler/ingest", "google.golang.org/grpc"},
 		"gpuscaler/nvmlsidecar":           {"gpuscaler/scaler", "google.golang.org/grpc"},
 		"gpuscaler/nvmlsidecar/sampler":   {"gpuscaler/nvmlsidecar/nvml", "gpuscaler/shared/stream"},
-		"gpuscaler/shared/stream":         {"gpuscaler/nvmlsidecar/nvml", "gpuscaler/nvmlsidecar/sampler"},
+		"gpuscaler/shared/stream":         {"gpuscaler/nvmlsidecar", "gpuscaler/scaler", "google.golang.org/grpc"},
 	} {
 		have := imports(pkg)
 		for _, f := range forbidden {
