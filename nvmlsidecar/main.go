@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	"gpuscaler/nvmlsidecar/nvml"
 	"gpuscaler/nvmlsidecar/sampler"
@@ -146,10 +145,7 @@ func second(consume func(*snapshot.Sample) error) func(*snapshot.Sample) error {
 }
 
 func show(s *snapshot.Sample) error {
-	if s.Error != "" {
-		return errors.New(s.Error)
-	}
-	out, err := protojson.MarshalOptions{Multiline: true}.Marshal(snapshotpb.ToProto(s))
+	out, err := snapshotpb.JSON(s)
 	if err != nil {
 		return err
 	}

@@ -2,14 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	"gpuscaler/scaler/podresources"
 	"gpuscaler/shared/snapshot"
@@ -50,7 +48,7 @@ func (c *podresourcesCommand) Run(ctx context.Context) error {
 		return sample
 	}
 	if c.Once {
-		return print(read(ctx))
+		return show(read(ctx))
 	}
 	log := c.logger(os.Stderr)
 	log.Info("started", "version", version, "interval", c.Interval, "kubelet", c.KubeletSocket)
@@ -85,11 +83,8 @@ func (c *podresourcesCommand) ask(ctx context.Context, read func(context.Context
 	}
 }
 
-func print(s *snapshot.Sample) error {
-	if s.Error != "" {
-		return errors.New(s.Error)
-	}
-	out, err := protojson.MarshalOptions{Multiline: true}.Marshal(snapshotpb.ToProto(s))
+func show(s *snapshot.Sample) error {
+	out, err := snapshotpb.JSON(s)
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ import (
 type serveCommand struct {
 	NVMLSocket            string        `name:"nvml-socket" default:"/run/gpuscaler/nvml.sock" help:"Unix socket to listen on for readers. Empty: none."`
 	NVMLUID               int           `name:"nvml-uid" default:"-1" help:"Only user whose readers of devices are accepted. -1: any that may open the socket."`
-	PodResourcesUID       int           `name:"podresources-uid" default:"-1" help:"Only user whose readers of the kubelet are accepted, where --nvml-uid is given, too. -1: none but that one."`
+	PodResourcesUID       int           `name:"podresources-uid" default:"-1" help:"Only user whose readers of the kubelet are accepted; goes with --nvml-uid. -1: none, or with no --nvml-uid any."`
 	Replay                string        `placeholder:"FILE" help:"Play this fixture for ever instead of listening for readers."`
 	Listen                string        `default:":6000" help:"Address for KEDA's calls, gRPC health and reflection."`
 	HTTP                  string        `name:"http" default:":8080" help:"Address for /healthz, /readyz and /state. Empty: none."`
@@ -62,6 +62,9 @@ func (c *serveCommand) Run(ctx context.Context) error {
 		if uid < -1 || uid >= math.MaxUint32 {
 			return fmt.Errorf("%s: %d is no user id; allowed are -1 and 0 to %d", flag, uid, uint32(math.MaxUint32-1))
 		}
+	}
+	if c.PodResourcesUID >= 0 && c.NVMLUID < 0 {
+		return fmt.Errorf("--podresources-uid: %d without --nvml-uid lets everybody in; give both, or neither", c.PodResourcesUID)
 	}
 	if c.AttributionStaleAfter < c.StaleAfter || c.AttributionStaleAfter > time.Hour {
 		return fmt.Errorf("--attribution-stale-after: %v is outside %v (--stale-after) to 1h", c.AttributionStaleAfter, c.StaleAfter)

@@ -46,3 +46,9 @@ func TestRoles(t *testing.T) {
 		require.NoError(t, s.Apply(&snapshot.Sample{Error: "down"}, time.Now()), "that it can read nothing everybody may say")
 	}
 }
+
+// A limit on one kind of reader alone would be none.
+func TestPodResourcesUIDNeedsTheOther(t *testing.T) {
+	c := serveCommand{StaleAfter: 10 * time.Second, AttributionStaleAfter: time.Minute, NVMLUID: -1, PodResourcesUID: 0}
+	require.EqualError(t, c.Run(t.Context()), "--podresources-uid: 0 without --nvml-uid lets everybody in; give both, or neither")
+}

@@ -22,7 +22,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -274,7 +273,7 @@ func (d *Driver) init(now time.Time) error {
 	d.busy()
 	kernel, _ := d.lib.SystemGetDriverVersion()
 	library, _ := d.lib.SystemGetNVMLVersion()
-	d.kernel, d.library = text(kernel), text(library)
+	d.kernel, d.library = snapshot.Text(kernel), snapshot.Text(library)
 	d.slowSymbol = d.has("nvmlDeviceGetPcieThroughput")
 	d.topology = listGPUs()
 	n, ret := d.lib.DeviceGetCount()
@@ -339,14 +338,4 @@ var names = map[nvml.Return]string{
 	nvml.ERROR_GPU_NOT_FOUND:             "GPU_NOT_FOUND",
 	nvml.ERROR_INVALID_STATE:             "INVALID_STATE",
 	nvml.ERROR_UNKNOWN:                   "UNKNOWN",
-}
-
-// text makes what NVML calls a string fit for a message.
-func text(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == 0xfffd {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(s, ""))
 }

@@ -39,7 +39,7 @@ func (d *Driver) enumerate(index int) *gpu {
 		if uuid, ret = handle.GetUUID(); ret == nvml.SUCCESS {
 			model, _ = handle.GetName()
 			g.handle = handle
-			g.identity = identity{text(uuid), text(model), deviceFile(handle)}
+			g.identity = identity{snapshot.Text(uuid), snapshot.Text(model), deviceFile(handle)}
 			g.kept = d.keptFor(g.identity.uuid)
 			if d.slowSymbol {
 				g.kept.expect("pcie_tx_kbps", "pcie_rx_kbps")
@@ -188,7 +188,7 @@ func (d *Driver) readInstances(g *gpu, now time.Time) ([]snapshot.Device, error)
 		if ret != nvml.SUCCESS {
 			return nil, fmt.Errorf("MIG instance %d: %s", i, name(ret))
 		}
-		uuid = text(uuid)
+		uuid = snapshot.Text(uuid)
 		present[uuid] = true
 		devices = append(devices, d.readInstance(g, handle, uuid, now))
 	}
@@ -212,7 +212,7 @@ func (d *Driver) readInstance(g *gpu, handle nvml.Device, uuid string, now time.
 	})
 	if full, ret := handle.GetName(); ret == nvml.SUCCESS {
 		// "NVIDIA H200 MIG 1g.18gb"
-		if _, profile, ok := strings.Cut(text(full), " MIG "); ok {
+		if _, profile, ok := strings.Cut(snapshot.Text(full), " MIG "); ok {
 			r.device.Profile = profile
 		}
 	}

@@ -168,10 +168,6 @@ func TestFailureKinds(t *testing.T) {
 	}
 }
 
-func TestText(t *testing.T) {
-	assert.Equal(t, "NVIDIA H200 °", text("NVIDIA\x01 H200 \xff\u00b0\ufffd\n"))
-}
-
 // TestKept: readings that take long are reported while they are fresh.
 func TestKept(t *testing.T) {
 	k := &kept{read: map[string]keptValue{}}

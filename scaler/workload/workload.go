@@ -117,9 +117,8 @@ func New(config *rest.Config, log *slog.Logger) (*Resolver, error) {
 
 // Workload is what is known of a ScaledObject's workload, by podSelector if that
 // is not ""; metadata is that of the trigger that asks, which tells it from the
-// ScaledObject's others. It never
-// waits: the first time nothing is known, and the answer is [evaluate.Unavailable].
-// Errors are of type *[evaluate.Error].
+// ScaledObject's others. It never waits: the first time nothing is known, and the
+// answer is [evaluate.Unavailable]. Errors are of type *[evaluate.Error].
 func (r *Resolver) Workload(namespace, name, podSelector string, metadata map[string]string) (*evaluate.Workload, error) {
 	a := ask{namespace, name, podSelector}
 	if err := a.validate(); err != nil {

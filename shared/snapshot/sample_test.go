@@ -170,3 +170,20 @@ func TestValidateCutsWhatItQuotes(t *testing.T) {
 	s.Devices[2].ID = strings.Repeat("i", 100_000)
 	require.Less(t, len(s.Validate().Error()), 1000)
 }
+
+// Text makes whatever it is given valid, and leaves alone what is.
+func TestText(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                 "",
+		"NVIDIA H200":                      "NVIDIA H200",
+		"NVIDIA\x01 H200 \xff°\ufffd\n":    "NVIDIA H200 °",
+		"\x7f\t\r":                         "",
+		strings.Repeat("a", MaxText+1):     strings.Repeat("a", MaxText),
+		strings.Repeat("é", MaxText):       strings.Repeat("é", MaxText/2),
+		"a" + strings.Repeat("é", MaxText): "a" + strings.Repeat("é", MaxText/2-1), // and no half of one
+	} {
+		got := Text(in)
+		assert.Equal(t, want, got)
+		assert.NoError(t, texts(got))
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"io"
 
 	"google.golang.org/protobuf/encoding/protodelim"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -153,6 +154,15 @@ func eachField(message []byte, visit func(field protowire.Number, body []byte) e
 		message = message[tag+size:]
 	}
 	return nil
+}
+
+// JSON renders a sample for people. One that says that nothing could be read is
+// an error with its reason.
+func JSON(s *snapshot.Sample) ([]byte, error) {
+	if s.Error != "" {
+		return nil, errors.New(s.Error)
+	}
+	return protojson.MarshalOptions{Multiline: true}.Marshal(ToProto(s))
 }
 
 // ToProto shares the maps of s with the message.

@@ -26,27 +26,19 @@ type Kubelet struct {
 	podresourcesv1.UnimplementedPodResourcesListerServer
 	node   string
 	socket string
+	ids    []string // of the devices that there are
 	c      *Cluster
 
 	mu      sync.Mutex
-	ids     []string
 	given   map[string][]string // by pod's UID
 	server  *grpc.Server
 	serving sync.WaitGroup
-	hanging chan struct{} // not nil: List waits for it
 	loading time.Duration // from running to ready, of slow pods
 	stop    context.CancelFunc
 }
 
-func newKubelet(c *Cluster, node, socket string) *Kubelet {
-	return &Kubelet{c: c, node: node, socket: socket, given: map[string][]string{}}
-}
-
-// Devices says which ids there are to be given. A pod that has some keeps them.
-func (k *Kubelet) Devices(ids []string) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.ids = ids
+func newKubelet(c *Cluster, node, socket string, ids []string) *Kubelet {
+	return &Kubelet{c: c, node: node, socket: socket, ids: ids, given: map[string][]string{}}
 }
 
 // Start listens, on a new socket.
@@ -133,7 +125,6 @@ func setReady(pod *corev1.Pod, ready corev1.ConditionStatus, now metav1.Time) {
 
 // Stop ends it, as when the kubelet restarts. What pods have stays theirs.
 func (k *Kubelet) Stop() {
-	k.Hang(false)
 	if k.server != nil {
 		k.stop()
 		k.server.Stop()
@@ -142,31 +133,8 @@ func (k *Kubelet) Stop() {
 	k.serving.Wait()
 }
 
-// Hang has it accept questions and answer none.
-func (k *Kubelet) Hang(hang bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	switch {
-	case hang && k.hanging == nil:
-		k.hanging = make(chan struct{})
-	case !hang && k.hanging != nil:
-		close(k.hanging)
-		k.hanging = nil
-	}
-}
-
 // List answers as a kubelet does: one entry for each device.
 func (k *Kubelet) List(ctx context.Context, _ *podresourcesv1.ListPodResourcesRequest) (*podresourcesv1.ListPodResourcesResponse, error) {
-	k.mu.Lock()
-	hanging := k.hanging
-	k.mu.Unlock()
-	if hanging != nil {
-		select {
-		case <-hanging:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
 	pods := &corev1.PodList{}
 	if err := k.c.Client.List(ctx, pods, client.MatchingFields{"spec.nodeName": k.node}); err != nil {
 		return nil, err
