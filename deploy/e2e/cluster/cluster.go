@@ -51,6 +51,8 @@ type Cluster struct {
 	Client client.Client
 	// Kubeconfig is a file for kubectl, with the same rights.
 	Kubeconfig string
+	// Usage says what pods use of a CPU.
+	Usage *Usage
 
 	o         Options
 	processes *process.Group
@@ -82,6 +84,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 	}{
 		{"Kubernetes", c.startControlPlane},
 		{"fake nodes", c.startKWOK},
+		{"resource metrics", c.startUsage},
 		{"KEDA", c.startKEDA},
 		{"gpuscaler's rights", c.allowScalers},
 	} {
@@ -117,7 +120,7 @@ func (c *Cluster) Ended() error {
 }
 
 // Stop ends everything that was started, in reverse order.
-func (c *Cluster) Stop() error { return c.processes.Stop() }
+func (c *Cluster) Stop() error { return errors.Join(c.processes.Stop(), c.Usage.stop()) }
 
 // Logs is the folder of the logs.
 func (c *Cluster) Logs() string { return filepath.Join(c.o.Dir, "logs") }

@@ -164,16 +164,16 @@ func (k *Kubelet) List(ctx context.Context, _ *podresourcesv1.ListPodResourcesRe
 }
 
 // Devices are the ids that the workload's pods have on a node.
-func (w *Workload) Devices(ctx context.Context, n *GPUNode) ([]string, error) {
-	return w.devices(ctx, n, func(*corev1.Pod) bool { return true })
+func (w *Workload) Devices(ctx context.Context, n *GPUNode) (ids []string, err error) {
+	pods, err := w.Pods(ctx)
+	for i := range pods {
+		ids = append(ids, n.Kubelet.Given(&pods[i])...)
+	}
+	return ids, err
 }
 
-// ReadyDevices are those of the pods that are ready, the oldest pod's first.
-func (w *Workload) ReadyDevices(ctx context.Context, n *GPUNode) ([]string, error) {
-	return w.devices(ctx, n, func(p *corev1.Pod) bool { return p.DeletionTimestamp == nil && isReady(p) })
-}
-
-func (w *Workload) devices(ctx context.Context, n *GPUNode, of func(*corev1.Pod) bool) (ids []string, err error) {
+// Pods are the workload's, the oldest first.
+func (w *Workload) Pods(ctx context.Context) ([]corev1.Pod, error) {
 	pods := &corev1.PodList{}
 	if err := w.c.Client.List(ctx, pods, client.InNamespace(w.Namespace), client.MatchingLabels{"app": w.Name}); err != nil {
 		return nil, err
@@ -181,14 +181,17 @@ func (w *Workload) devices(ctx context.Context, n *GPUNode, of func(*corev1.Pod)
 	slices.SortFunc(pods.Items, func(a, b corev1.Pod) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
 	})
-	n.Kubelet.mu.Lock()
-	defer n.Kubelet.mu.Unlock()
-	for i := range pods.Items {
-		if of(&pods.Items[i]) {
-			ids = append(ids, n.Kubelet.given[string(pods.Items[i].UID)]...)
-		}
-	}
-	return ids, nil
+	return pods.Items, nil
+}
+
+// Serves says that a pod is ready and not about to end.
+func Serves(pod *corev1.Pod) bool { return pod.DeletionTimestamp == nil && isReady(pod) }
+
+// Given are the ids that a pod has.
+func (k *Kubelet) Given(pod *corev1.Pod) []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.given[string(pod.UID)]
 }
 
 // free takes back what pods have that are gone.

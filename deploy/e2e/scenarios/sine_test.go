@@ -2,7 +2,6 @@ package scenarios
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"os"
 	"slices"
@@ -88,7 +87,7 @@ func (r *sine) run(s *story) {
 	started := time.Now()
 	both.Go(func() {
 		for ctx.Err() == nil {
-			s.spread(ctx, demand(time.Since(started)))
+			s.give(ctx, spread(demand(time.Since(started))))
 			time.Sleep(step / 2)
 		}
 	})
@@ -99,32 +98,6 @@ func (r *sine) run(s *story) {
 		r.replicas = append(r.replicas, wanted)
 		r.demand = append(r.demand, demand(time.Since(started)))
 	}
-}
-
-// spread gives the demand to the pods that are ready, to some more than to
-// others, and no more than a GPU can do. Those that load have nothing to do.
-func (s *story) spread(ctx context.Context, demand float64) {
-	ids, err := s.ReadyDevices(ctx, s.node)
-	if err != nil || len(ids) == 0 {
-		return // the next time
-	}
-	lines := []string{"set * gpu_utilization 0"}
-	total := 0.0
-	for i := range ids {
-		total += weight(i)
-	}
-	for i, id := range ids {
-		lines = append(lines, fmt.Sprintf("set %s gpu_utilization %.1f", id, min(100, 100*demand*weight(i)/total)))
-	}
-	_ = s.node.Driver(lines...)
-}
-
-// weight is how much of the load a pod gets: one in three has twice as much.
-func weight(i int) float64 {
-	if i%3 == 0 {
-		return 2
-	}
-	return 1
 }
 
 // reversals is how often the direction changes.

@@ -1,0 +1,173 @@
+package scenarios
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"gpuscaler/deploy/e2e/cluster"
+)
+
+// load is how busy pod i of n that serve is, in percent of its GPU or of its
+// core; of a pod that is not known nothing can be read.
+type load func(i, n int) (percent float64, known bool)
+
+// spread is a demand of so many GPUs' worth, spread over the pods: one in three
+// has twice as much, and none more than a GPU can do.
+func spread(demand float64) load {
+	weight := func(i int) float64 {
+		if i%3 == 0 {
+			return 2
+		}
+		return 1
+	}
+	return func(i, n int) (float64, bool) {
+		total := 0.0
+		for j := range n {
+			total += weight(j)
+		}
+		return math.Round(min(100, 100*demand*weight(i)/total)), true
+	}
+}
+
+// except is a load of which nothing can be read of the first pods.
+func except(pods int, l load) load {
+	return func(i, n int) (float64, bool) {
+		percent, _ := l(i, n)
+		return percent, i >= pods
+	}
+}
+
+// give gives a load to the workload's pods, to their GPUs and to their CPUs
+// alike. Those that do not serve yet have nothing to do.
+func (s *story) give(ctx context.Context, l load) {
+	pods, err := s.Pods(ctx)
+	if err != nil {
+		return // the next time
+	}
+	serving := 0
+	for i := range pods {
+		if cluster.Serves(&pods[i]) {
+			serving++
+		}
+	}
+	lines, cores, at := []string{"set * gpu_utilization 0"}, map[string]float64{}, 0
+	for i := range pods {
+		percent, known := 0.0, true
+		if cluster.Serves(&pods[i]) {
+			percent, known = l(at, serving)
+			at++
+		}
+		reading := fmt.Sprintf("%g", percent)
+		if known {
+			cores[pods[i].Name] = percent / 100
+		} else {
+			reading = "!UNKNOWN"
+		}
+		for _, id := range s.node.Kubelet.Given(&pods[i]) {
+			lines = append(lines, fmt.Sprintf("set %s gpu_utilization %s", id, reading))
+		}
+	}
+	s.on.Usage.Set(s.Namespace, cores)
+	_ = s.node.Driver(lines...)
+}
+
+// scaleOnCPU gives the workload the HPA that Kubernetes' users have: so much of a
+// core for each pod.
+func (s *story) scaleOnCPU(percent, most int) {
+	s.Helper()
+	s.must(s.Apply(s.ctx, fmt.Sprintf(`
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: %[1]s}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: %[2]s, name: %[1]s}
+  minReplicas: 1
+  maxReplicas: %[4]d
+  metrics: [{type: Resource, resource: {name: cpu, target: {type: AverageValue, averageValue: %[3]dm}}}]
+`, s.name, s.Kind, 10*percent, most)))
+}
+
+// TestAsCPU: what scales on its GPUs has as many replicas as what scales on its
+// CPUs by Kubernetes alone, for the same load: up, down, within the tolerance,
+// while pods load and while some cannot be read.
+func TestAsCPU(t *testing.T) {
+	const target, most, start = 60, 12, 2
+	gpu := begin(t, setting{name: "as-gpu", fixture: "twenty-steps", replicas: start, node: ofWorkloads(), workload: slow, within: 6 * time.Minute})
+	cpu := begin(t, setting{name: "as-cpu", fixture: "twenty-steps", replicas: start, node: ofWorkloads(), workload: slow, within: 6 * time.Minute, alone: true})
+	both := []*story{gpu, cpu}
+	for _, s := range both {
+		s.eventually("2 pods are ready", s.replicas(start))
+		s.eventually("2 pods have GPUs", s.gpus(start))
+	}
+	phases := []phase{
+		{"at the target", spread(1.2), 0},
+		{"within the tolerance", spread(1.3), 0},
+		{"up, and the new pods load", spread(2), time.Hour},
+		{"they serve", spread(2), 0},
+		{"two cannot be read, down", except(2, spread(1.2)), 0},
+		{"one cannot be read, up", except(1, spread(3)), 0},
+		{"down", spread(1), 0},
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed of the last phases: %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for range 5 {
+		demand := 0.4 + 4*random.Float64()
+		phases = append(phases, phase{fmt.Sprintf("%.2f GPUs' worth", demand), spread(demand), 0})
+	}
+	for i, p := range phases {
+		p.play(t, both, func() {
+			if i == 0 {
+				gpu.scale(holding+fmt.Sprintf("\nmaxReplicaCount: %d", most), "targetValue", fmt.Sprint(target), "window", "0s")
+				cpu.scaleOnCPU(target, most)
+			}
+		})
+	}
+}
+
+// phase is a load for as long as it takes to settle.
+type phase struct {
+	name    string
+	load    load
+	loading time.Duration // of new pods
+}
+
+// settled is how long nothing changes when all is done: longer than KEDA, the HPA
+// and its stabilization of 3 s take.
+const settled = 7 * time.Second
+
+// play gives both workloads the load until neither changes any more, and compares.
+func (p *phase) play(t *testing.T, both []*story, begin func()) {
+	t.Helper()
+	started, since := time.Now(), time.Now()
+	began := false
+	var last [2][2]int
+	for time.Since(since) < settled {
+		require.Less(t, time.Since(started), time.Minute, "%s: it does not settle; last %v", p.name, last)
+		var now [2][2]int
+		for i, s := range both {
+			require.NoError(t, s.on.Ended())
+			s.node.Kubelet.Loading(p.loading)
+			s.give(s.ctx, p.load)
+			var err error
+			now[i][0], now[i][1], err = s.Replicas(s.ctx)
+			s.must(err)
+		}
+		if now != last {
+			last, since = now, time.Now()
+		}
+		if !began {
+			begin()
+			began = true
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	require.Equal(t, last[1], last[0], "%s: replicas and ready ones by CPU and by GPU", p.name)
+	t.Logf("%s: %d replicas, %d of them ready, by GPU and by CPU, after %s", p.name, last[0][0], last[0][1], time.Since(started).Round(100*time.Millisecond))
+}
