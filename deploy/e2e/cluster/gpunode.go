@@ -35,10 +35,11 @@ type GPUNode struct {
 	Scaler, Sidecar, PodResources *process.Process
 	Kubelet                       *Kubelet
 
-	c       *Cluster
-	o       GPUNodeOptions
-	dir     string
-	control *fakenvml.Control
+	c          *Cluster
+	o          GPUNodeOptions
+	dir        string
+	kubeconfig string // of the scaler
+	control    *fakenvml.Control
 }
 
 // GPUNodeOptions say what a node has.
@@ -59,6 +60,9 @@ type GPUNodeOptions struct {
 	Workloads bool
 	// Shared is how many pods may share a device; 0 is 1.
 	Shared int
+	// User is who the scaler is to the API server; "" is the service account of
+	// the manifests, with their rights.
+	User string
 }
 
 // allowScalers gives the scalers of GPU nodes the identity and the rights that
@@ -90,6 +94,12 @@ func (c *Cluster) AddGPUNode(ctx context.Context, o GPUNodeOptions) (*GPUNode, e
 	n.control = fakenvml.NewControl(filepath.Join(n.dir, "control"))
 	if err := os.MkdirAll(n.dir, 0o755); err != nil {
 		return nil, err
+	}
+	n.kubeconfig = c.scalers
+	if o.User != "" {
+		if n.kubeconfig, err = c.Identity("scaler-"+o.Name, o.User, nil, nil); err != nil {
+			return nil, err
+		}
 	}
 	if err := n.StartScaler(); err != nil {
 		return nil, err
@@ -189,7 +199,7 @@ func (n *GPUNode) StartScaler() (err error) {
 	n.Scaler, err = n.c.processes.Start(process.Spec{
 		Name: n.Name + "-scaler", Path: filepath.Join(n.c.o.Product, "scaler"), Args: append([]string{
 			"serve", "--nvml-socket=" + n.socket(), "--listen=" + n.Address, "--http=" + n.HTTP, "--node-name=" + n.Name, "--log-level=debug",
-			"--kubeconfig=" + n.c.scalers, "--workloads=" + workloads[n.o.Workloads],
+			"--kubeconfig=" + n.kubeconfig, "--workloads=" + workloads[n.o.Workloads],
 		}, n.o.ScalerFlags...),
 	})
 	return err

@@ -20,7 +20,7 @@ import (
 )
 
 // Kubelet is the part of a kubelet that KWOK does not play: it gives the node's
-// devices to the pods that are bound to it, tells who has which by the
+// devices to the pods that are bound to it (or looks up what the scheduler gave their claims), tells who has which by the
 // PodResources API, and plays the pods of workloads that are Slow.
 type Kubelet struct {
 	podresourcesv1.UnimplementedPodResourcesListerServer
@@ -148,11 +148,20 @@ func (k *Kubelet) List(ctx context.Context, _ *podresourcesv1.ListPodResourcesRe
 		if ended(pod) {
 			continue
 		}
+		c := &podresourcesv1.ContainerResources{Name: pod.Spec.Containers[0].Name}
+		if len(pod.Spec.ResourceClaims) > 0 {
+			var err error
+			if c.DynamicResources, err = k.claimed(ctx, pod); err != nil {
+				return nil, err
+			}
+		}
 		ids, err := k.give(pod)
 		if err != nil {
 			return nil, err
 		}
-		c := &podresourcesv1.ContainerResources{Name: pod.Spec.Containers[0].Name}
+		if len(c.DynamicResources) > 0 {
+			ids = nil // they are not the device plugin's
+		}
 		for _, id := range ids {
 			c.Devices = append(c.Devices, &podresourcesv1.ContainerDevices{ResourceName: GPUResource, DeviceIds: []string{id}})
 		}

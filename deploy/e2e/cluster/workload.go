@@ -20,11 +20,15 @@ type Workload struct {
 	Kind string
 	// Slow has its pods played by the node's Kubelet, which may take its time.
 	Slow bool
-	c    *Cluster
+	// Claims has its pods ask for their GPUs by resource claims (DRA); the node has
+	// to have published its devices.
+	Claims bool
+	c      *Cluster
 }
 
 // manifest has the workload's name, the selector of its node, its replicas, its
-// kind and the annotations of its pods. No image is pulled: KWOK plays the pods.
+// kind, the annotations of its pods, and how the container and the pod ask for a
+// GPU. No image is pulled: KWOK plays the pods.
 const manifest = `
 apiVersion: apps/v1
 kind: %[4]s
@@ -38,8 +42,15 @@ spec:
       nodeSelector: %[2]s
       tolerations: [{key: kwok.x-k8s.io/node, operator: Exists}]
       containers:
-      - {name: engine, image: engine, resources: {limits: {nvidia.com/gpu: 1}}}
-`
+      - {name: engine, image: engine, resources: %[6]s}
+%[7]s`
+
+// How pods ask for their GPU: of the device plugin, or by a claim of their own.
+const (
+	limits = "{limits: {nvidia.com/gpu: 1}}"
+	claims = "{claims: [{name: gpu}]}"
+	claim  = "      resourceClaims: [{name: gpu, resourceClaimTemplateName: gpu}]\n"
+)
 
 // AddWorkload creates a namespace with a Deployment, both of that name, on a
 // node (empty: on any fake one); options change what it is before.
@@ -74,7 +85,14 @@ func (w *Workload) Deploy(ctx context.Context, node string, replicas int) error 
 	if w.Slow {
 		annotations = kwokCustom + ": custom"
 	}
-	return w.Apply(ctx, fmt.Sprintf(manifest, w.Name, selector, replicas, w.Kind, annotations))
+	resources, more := limits, ""
+	if w.Claims {
+		resources, more = claims, claim
+		if err := w.Apply(ctx, claimTemplate); err != nil {
+			return err
+		}
+	}
+	return w.Apply(ctx, fmt.Sprintf(manifest, w.Name, selector, replicas, w.Kind, annotations, resources, more))
 }
 
 // Scale sets the replicas, as "kubectl scale" does.

@@ -12,10 +12,10 @@ const (
 	plotLeft, plotBottom  = 40, 40
 )
 
-// plot draws two runs over the same demand as an SVG, in minutes of the time that
-// they stand for.
-func plot(ours, theirs *sine) string {
-	most := float64(max(slices.Max(ours.replicas), slices.Max(theirs.replicas)) + 1)
+// plot draws runs over the same demand as an SVG, in minutes of the time that they
+// stand for.
+func plot(ours, naive, cpu *sine) string {
+	most := float64(max(slices.Max(ours.replicas), slices.Max(naive.replicas), slices.Max(cpu.replicas)) + 1)
 	x := func(i int) float64 {
 		return plotLeft + float64(i)/float64(len(ours.replicas)-1)*(plotWidth-plotLeft-10)
 	}
@@ -48,13 +48,14 @@ func plot(ours, theirs *sine) string {
 	}
 	fmt.Fprintf(&b, `<polyline fill="none" stroke="#999" stroke-dasharray="4 3" points="%s"/>
 <polyline fill="none" stroke="#c33" stroke-width="1.5" points="%s"/>
+<polyline fill="none" stroke="#36c" stroke-width="1.5" points="%s"/>
 <polyline fill="none" stroke="#176" stroke-width="2.5" points="%s"/>
-`, line(len(ours.demand), func(i int) float64 { return ours.demand[i] / 0.6 }, false), replicas(theirs), replicas(ours))
+`, line(len(ours.demand), func(i int) float64 { return ours.demand[i] / 0.6 }, false), replicas(naive), replicas(cpu), replicas(ours))
 	legend := []struct{ colour, text string }{
-		{"#176", "replicas by their own GPUs (scope: workload)"}, {"#c33", "replicas by the largest of all GPUs"}, {"#999", "demand / target"},
+		{"#176", "by their own GPUs (scope: workload)"}, {"#36c", "by CPU, the same load"}, {"#c33", "by the largest of all GPUs"}, {"#999", "demand / target"},
 	}
 	for i, l := range legend {
-		fmt.Fprintf(&b, `<text x="%d" y="%d" fill="%s">%s</text>`+"\n", plotLeft+i*290, plotHeight-6, l.colour, l.text)
+		fmt.Fprintf(&b, `<text x="%d" y="%d" fill="%s">%s</text>`+"\n", plotLeft+i*190+min(i, 1)*50, plotHeight-6, l.colour, l.text)
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
