@@ -68,6 +68,7 @@ type Service struct {
 	workloads Workloads // nil: there are none
 	refusals  Refusals
 	log       *slog.Logger
+	journal   *journal
 	stopping  chan struct{}
 }
 
@@ -75,7 +76,7 @@ type Service struct {
 func NewService(nodes Nodes, profiles Profiles, staleAfter time.Duration, log *slog.Logger) *Service {
 	return &Service{
 		nodes: nodes, profiles: profiles, limits: evaluate.Limits{StaleAfter: staleAfter},
-		refusals: nobody{}, log: log, stopping: make(chan struct{}),
+		refusals: nobody{}, log: log, journal: newJournal(log), stopping: make(chan struct{}),
 	}
 }
 
@@ -120,6 +121,7 @@ func (s *Service) GetMetrics(_ context.Context, r *pb.GetMetricsRequest) (*pb.Ge
 		return nil, err
 	}
 	d, err := s.decide(&t, r.GetScaledObjectRef())
+	s.journal.note(r.GetScaledObjectRef(), &t, &d, err)
 	if err != nil {
 		return nil, s.refuse(r.GetScaledObjectRef(), err)
 	}

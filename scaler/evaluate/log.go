@@ -1,0 +1,50 @@
+package evaluate
+
+import (
+	"fmt"
+	"log/slog"
+)
+
+// mostReasons is how many pods or devices a log line names.
+const mostReasons = 4
+
+// LogValue is a decision with its reasons, for a log line.
+func (d *Decision) LogValue() slog.Value {
+	fields := []slog.Attr{slog.Float64("value", d.Value), slog.Bool("active", d.Active)}
+	if r := d.Replicas; r != nil {
+		fields = append(fields,
+			slog.Int("replicas", r.Desired), slog.String("rule", string(r.Reason)), slog.Float64("mean", r.Mean),
+			slog.Int("counting", r.Counting), slog.Int("starting", r.Starting), slog.Int("missing", r.Missing))
+		if r.Leads != r.Desired { // no number leads there
+			fields = append(fields, slog.Int("hpa", r.Leads))
+		}
+	}
+	if reasons := d.reasons(); len(reasons) > 0 {
+		fields = append(fields, slog.Any("unread", reasons))
+	}
+	return slog.GroupValue(fields...)
+}
+
+// reasons say why pods or devices have no value.
+func (d *Decision) reasons() (reasons []string) {
+	more := 0
+	add := func(what, reason string) {
+		if len(reasons) == mostReasons {
+			more++
+			return
+		}
+		reasons = append(reasons, what+": "+reason)
+	}
+	for _, r := range d.Pods {
+		if r.Reason != "" {
+			add("pod "+r.Pod.Name, r.Reason)
+		}
+	}
+	for _, l := range d.LeftOut {
+		add(l.Device.String(), l.Reason)
+	}
+	if more > 0 {
+		reasons = append(reasons, fmt.Sprintf("and %d more", more))
+	}
+	return reasons
+}

@@ -1,0 +1,73 @@
+package externalscaler
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+
+	pb "github.com/kedacore/keda/v2/pkg/scalers/externalscaler"
+	"k8s.io/apimachinery/pkg/util/cache"
+
+	"gpuscaler/scaler/evaluate"
+	"gpuscaler/scaler/replicas"
+	"gpuscaler/scaler/trigger"
+)
+
+const (
+	// journalled bounds what is remembered of names that anyone can make up.
+	journalled = 1024
+	// forgotten is when a trigger that did not change is forgotten.
+	forgotten = 24 * time.Hour
+)
+
+// journal logs what changes in what KEDA is told: how many replicas, by which
+// rule, and whether there is an answer. It is asked for each of KEDA's calls, so
+// what stays the same costs a look.
+type journal struct {
+	log  *slog.Logger
+	mu   sync.Mutex
+	last *cache.LRUExpireCache // of triggerKey to said
+}
+
+// triggerKey tells triggers apart; KEDA does not say which of a ScaledObject's it
+// asks for.
+type triggerKey struct {
+	namespace, name, metricName, metric string
+	target                              float64
+}
+
+// said is what of an answer is worth a line when it changes.
+type said struct {
+	failed   bool
+	replicas int // -1: not of a workload
+	rule     replicas.Reason
+}
+
+func newJournal(log *slog.Logger) *journal {
+	return &journal{log: log, last: cache.NewLRUExpireCache(journalled)}
+}
+
+// note takes down an answer of GetMetrics: a decision, or why there is none.
+func (j *journal) note(ref *pb.ScaledObjectRef, t *trigger.Trigger, d *evaluate.Decision, err error) {
+	key := triggerKey{ref.GetNamespace(), ref.GetName(), t.MetricName, t.Metric.Name, t.Target}
+	now := said{failed: err != nil, replicas: -1}
+	if err == nil && d.Replicas != nil {
+		now.replicas, now.rule = d.Replicas.Desired, d.Replicas.Reason
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	known, again := j.last.Get(key)
+	if again && known.(said) == now {
+		return
+	}
+	j.last.Add(key, now, forgotten)
+	log := j.log.With("namespace", key.namespace, "name", key.name, "metric", key.metric, "target", key.target)
+	switch {
+	case err != nil && !again: // of a name that may be made up
+		log.Debug("no answer", "reason", err)
+	case err != nil:
+		log.Warn("no answer any more", "reason", err)
+	case now.replicas >= 0 || again && known.(said).failed:
+		log.Info("decision", "is", d)
+	}
+}
