@@ -51,6 +51,10 @@ type State struct {
 	NotReady string   `json:"notReady,omitempty"`
 	Writers  []Writer `json:"writers"`
 	Devices  []Device `json:"devices"`
+	// Pods are those that hold devices; absent where that is not known.
+	Pods []Pod `json:"pods,omitempty"`
+	// KubeletAgeSeconds is how long ago the kubelet said what they hold.
+	KubeletAgeSeconds *float64 `json:"kubeletAgeSeconds,omitempty"`
 	// LeftOut counts the readings that could not be used since the start.
 	LeftOut uint64 `json:"leftOutTotal"`
 }
@@ -79,6 +83,22 @@ type Device struct {
 	Metrics map[string]map[string]float64 `json:"metrics"`
 }
 
+// Pod is one pod with what it holds.
+type Pod struct {
+	Namespace string   `json:"namespace"`
+	Name      string   `json:"name"`
+	Ready     bool     `json:"ready"`
+	Holds     []Holds  `json:"holds"`
+	Unknown   []string `json:"unknown,omitempty"`
+}
+
+// Holds is a device that a pod shares with others: with itself, there are so many
+// holders.
+type Holds struct {
+	Device  string `json:"device"`
+	Holders int    `json:"holders"`
+}
+
 // Describe renders a node for JSON.
 func Describe(n *fleet.Node, now time.Time) State {
 	s := State{Node: n.Name, LeftOut: n.LeftOut, Writers: []Writer{}, Devices: []Device{}}
@@ -98,6 +118,19 @@ func Describe(n *fleet.Node, now time.Time) State {
 			Profile: d.Profile, MemoryTotalMiB: d.MemoryTotalMiB, AgeSeconds: now.Sub(d.Heard).Seconds(),
 			Error: d.Error, Metrics: metrics,
 		})
+	}
+	if !n.Allocated.IsZero() {
+		s.KubeletAgeSeconds = new(now.Sub(n.Allocated).Seconds())
+	}
+	for _, p := range n.Pods {
+		if len(p.Shares)+len(p.Unknown) == 0 {
+			continue
+		}
+		pod := Pod{Namespace: p.Namespace, Name: p.Name, Ready: p.Ready, Holds: []Holds{}, Unknown: p.Unknown}
+		for _, share := range p.Shares {
+			pod.Holds = append(pod.Holds, Holds{share.Device, share.Holders})
+		}
+		s.Pods = append(s.Pods, pod)
 	}
 	return s
 }

@@ -102,6 +102,28 @@ func TestState(t *testing.T) {
 	assert.JSONEq(t, `{"node": "n", "writers": [], "devices": [], "leftOutTotal": 0}`, w.Body.String(), "lists are never null")
 }
 
+func TestStateOfPods(t *testing.T) {
+	now := time.Now()
+	l := node(t, now)
+	l.SetPods([]fleet.Pod{
+		{Namespace: "shop", Name: "llm-0", UID: "1", Ready: true},
+		{Namespace: "shop", Name: "llm-1", UID: "2"},
+		{Namespace: "shop", Name: "web-0", UID: "3", Ready: true},
+	}, now)
+	holds := func(pod string, ids ...string) snapshot.Container {
+		return snapshot.Container{Namespace: "shop", Pod: pod, Name: "engine", Plugin: []snapshot.PluginDevices{{Resource: "nvidia.com/gpu", IDs: ids}}}
+	}
+	require.NoError(t, l.Connect().Apply(&snapshot.Sample{Writer: "podresources", Allocation: &snapshot.Allocation{Containers: []snapshot.Container{
+		holds("llm-0", "GPU-b::0"), holds("llm-1", "GPU-b::1", "GPU-c"),
+	}}}, now.Add(-2*time.Second)))
+	s := Describe(l.Node(), now)
+	assert.Equal(t, []Pod{
+		{Namespace: "shop", Name: "llm-0", Ready: true, Holds: []Holds{{"GPU-b", 2}}},
+		{Namespace: "shop", Name: "llm-1", Holds: []Holds{{"GPU-b", 2}}, Unknown: []string{"GPU-c"}},
+	}, s.Pods)
+	assert.InDelta(t, 2, *s.KubeletAgeSeconds, 0.1)
+}
+
 // serve runs h until stop is called, which returns what Run returned.
 func serve(t *testing.T, h http.Handler) (url string, stop func() error) {
 	t.Helper()
