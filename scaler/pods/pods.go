@@ -5,8 +5,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -38,10 +36,10 @@ type Sink interface {
 	SetPods(all []fleet.Pod, now time.Time)
 }
 
-// Listener is told where pods came, went or changed their readiness, after the
+// Listener is told which pods came, went or changed their readiness, after the
 // sink. It must not wait.
 type Listener interface {
-	PodsChanged(namespaces []string)
+	PodsChanged(changed []fleet.Pod)
 }
 
 // Watch watches the pods of one node.
@@ -135,9 +133,8 @@ func (s *store) Transformer() cache.TransformFunc {
 
 // tell hands over the pods that count. One that has been seen ready was.
 func (w *Watch) tell(store cache.Store) {
-	var all []fleet.Pod
+	var all, changed []fleet.Pod
 	told := make(map[string]fleet.Pod)
-	changed := map[string]bool{}
 	for _, object := range store.List() {
 		o := object.(*corev1.Pod)
 		if pod.Ended(o) {
@@ -147,20 +144,20 @@ func (w *Watch) tell(store cache.Store) {
 		before, known := w.told[p.UID]
 		p.WasReady = p.WasReady || before.WasReady
 		if !known || before.Ready != p.Ready || before.Terminating != p.Terminating {
-			changed[p.Namespace] = true
+			changed = append(changed, p)
 		}
 		told[p.UID] = p
 		all = append(all, p)
 	}
 	for uid, before := range w.told {
 		if _, still := told[uid]; !still {
-			changed[before.Namespace] = true
+			changed = append(changed, before)
 		}
 	}
 	w.told = told
 	w.sink.SetPods(all, time.Now())
 	if len(changed) > 0 {
-		w.listener.PodsChanged(slices.Sorted(maps.Keys(changed)))
+		w.listener.PodsChanged(changed)
 	}
 }
 

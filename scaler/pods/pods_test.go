@@ -69,10 +69,14 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // sink hands on what it is told.
 type sink struct {
 	told    chan []fleet.Pod
-	changes [][]string // namespaces
+	changes [][]string // names of pods
 }
 
-func (s *sink) PodsChanged(namespaces []string) { s.changes = append(s.changes, namespaces) }
+func (s *sink) PodsChanged(changed []fleet.Pod) {
+	changes := names(changed)
+	slices.Sort(changes)
+	s.changes = append(s.changes, changes)
+}
 
 func (s *sink) SetPods(all []fleet.Pod, _ time.Time) {
 	slices.SortFunc(all, func(a, b fleet.Pod) int { return cmp.Compare(a.Name, b.Name) })
@@ -152,7 +156,7 @@ func TestWatch(t *testing.T) {
 
 	cancel()
 	require.NoError(t, <-running)
-	assert.Equal(t, [][]string{{"shop"}, {"shop"}, {"shop"}, {"shop"}}, out.changes)
+	assert.Equal(t, [][]string{{"a", "b"}, {"a", "b", "c"}, {"a"}, {"a"}}, out.changes)
 	api.mu.Lock()
 	defer api.mu.Unlock()
 	for _, asked := range api.asked {

@@ -68,8 +68,8 @@ var errNoTarget = errors.New("KEDA has not found its target yet")
 // errScaledJob: the name is a ScaledJob's.
 var errScaledJob = errors.New("is a ScaledJob")
 
-// find asks the API server.
-func (a *api) find(ctx context.Context, of ask) (*found, error) {
+// scaledObject asks the API server for the ScaledObject.
+func (a *api) scaledObject(ctx context.Context, of ask) (*scaledObject, error) {
 	object := &scaledObject{}
 	err := a.get(ctx, object, "/apis/keda.sh/v1alpha1", of.namespace, "scaledobjects", of.name)
 	if apierrors.IsNotFound(err) {
@@ -78,9 +78,11 @@ func (a *api) find(ctx context.Context, of ask) (*found, error) {
 			return nil, errScaledJob
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
+	return object, err
+}
+
+// find asks the API server for what a ScaledObject scales.
+func (a *api) find(ctx context.Context, of ask, object *scaledObject) (*found, error) {
 	f := &found{
 		workload: evaluate.Workload{Name: "ScaledObject " + of.String(), Namespace: of.namespace, Spec: -1, Status: -1},
 		triggers: object.Spec.Triggers,
@@ -168,8 +170,8 @@ func classify(of ask, err error) (definite bool, told error) {
 // targetType is the HPA's kind of target for the trigger with this metadata. KEDA
 // sends a trigger's metadata as it is, but for keys that end in FromEnv: their
 // values are those of the workload's environment, or they are left out. Of several
-// that fit, the one that says most is meant.
-func targetType(all []triggerSpec, metadata map[string]string) trigger.TargetType {
+// that fit, the one that says most is meant; if none fits it is not known.
+func targetType(all []triggerSpec, metadata map[string]string) (of trigger.TargetType, known bool) {
 	var best *triggerSpec
 	for i := range all {
 		t := &all[i]
@@ -184,9 +186,9 @@ func targetType(all []triggerSpec, metadata map[string]string) trigger.TargetTyp
 		}
 	}
 	if best == nil {
-		return trigger.AverageValue
+		return trigger.AverageValue, false
 	}
-	return metricType(*best)
+	return metricType(*best), included(best.Metadata, metadata)
 }
 
 func included(some, all map[string]string) bool {

@@ -31,6 +31,8 @@ func TestTargetType(t *testing.T) {
 		"the one that says less": {[]triggerSpec{of("AverageValue", "a", "1"), of("Value", "a", "1", "b", "2")}, map[string]string{"a": "1"}, trigger.AverageValue},
 		"none of ours":           {[]triggerSpec{{"cpu", "Utilization", nil}}, map[string]string{"a": "1"}, trigger.AverageValue},
 	} {
-		assert.Equal(t, c.want, targetType(c.all, c.sent), name)
+		got, known := targetType(c.all, c.sent)
+		assert.Equal(t, c.want, got, name)
+		assert.Equal(t, name != "its metadata changed" && name != "none of ours", known, name)
 	}
 }

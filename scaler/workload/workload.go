@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"gpuscaler/scaler/evaluate"
+	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/terms"
 )
 
@@ -26,6 +27,9 @@ const (
 	// period is how old an answer gets, and how soon something that could not be
 	// read is tried again.
 	period = 3 * time.Second
+	// objectPeriod is that of the ScaledObject, which its author alone changes; a
+	// trigger that is not among its own has it read the next time, too.
+	objectPeriod = 15 * time.Second
 	// soonest is how soon it is read again when its pods change: they tell of a
 	// change of the replicas before the period is over.
 	soonest = 500 * time.Millisecond
@@ -37,8 +41,9 @@ const (
 	workers = 4
 	// timeout is the longest that one request may take.
 	timeout = 5 * time.Second
-	// Requests per second to the API server, and how many at once; three for each
-	// workload and period.
+	// Requests per second to the API server, and how many at once: two for each
+	// workload and period, and one for each objectPeriod. With more than some 70
+	// workloads the periods get longer.
 	requestsPerSecond = 50
 	requestBurst      = 100
 	// Names that were not known are looked up so often per second, and so many at
@@ -93,6 +98,9 @@ type entry struct {
 	read     time.Time
 	queued   bool
 	outdated bool // its pods have changed since
+
+	object     *scaledObject // nil: to be read
+	objectRead time.Time
 }
 
 // found is what the API server told.
@@ -139,7 +147,10 @@ func (r *Resolver) Workload(namespace, name, podSelector string, metadata map[st
 		return nil, e.err
 	}
 	w := e.found.workload
-	w.TargetType = targetType(e.found.triggers, metadata)
+	var known bool
+	if w.TargetType, known = targetType(e.found.triggers, metadata); !known {
+		e.object = nil
+	}
 	return &w, nil
 }
 
@@ -154,20 +165,27 @@ func (r *Resolver) Expect(namespace, name, podSelector string) {
 	r.entry(a)
 }
 
-// PodsChanged says that what is known of the workloads in some namespaces may be
-// outdated. It does not wait.
-func (r *Resolver) PodsChanged(namespaces []string) {
+// PodsChanged says that what is known of these pods' workloads may be outdated. It
+// does not wait.
+func (r *Resolver) PodsChanged(changed []fleet.Pod) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, key := range r.entries.Keys() {
 		known, ok := r.entries.Get(key)
-		if !ok || !slices.Contains(namespaces, key.(ask).namespace) {
+		if !ok {
 			continue
 		}
 		e := known.(*entry)
-		e.outdated = true
-		r.enqueueDue(e, time.Now())
+		if slices.ContainsFunc(changed, e.has) {
+			e.outdated = true
+			r.enqueueDue(e, time.Now())
+		}
 	}
+}
+
+// has says whether a pod is of the workload, as far as that is known.
+func (e *entry) has(pod fleet.Pod) bool {
+	return e.found != nil && e.ask.namespace == pod.Namespace && e.found.workload.Selector.Matches(labels.Set(pod.Labels))
 }
 
 // enqueueDue queues a workload that has to be read again.
@@ -254,14 +272,26 @@ func (r *Resolver) work(ctx context.Context) {
 func (r *Resolver) refresh(ctx context.Context, e *entry) {
 	r.mu.Lock()
 	e.outdated = false // what changes from here on is seen the next time
+	object, objectRead := e.object, e.objectRead
 	r.mu.Unlock()
-	found, err := r.api.find(ctx, e.ask)
+	var found *found
+	var err error
+	if object == nil || time.Since(objectRead) >= objectPeriod {
+		objectRead = time.Now()
+		object, err = r.api.scaledObject(ctx, e.ask)
+	}
+	if err == nil {
+		found, err = r.api.find(ctx, e.ask, object)
+	}
 	if ctx.Err() != nil {
 		return
 	}
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if e.object, e.objectRead = object, objectRead; err != nil {
+		e.object = nil // the target may be another by now
+	}
 	before := e.err
 	e.queued, e.read = false, now
 	e.err, e.definite = nil, false

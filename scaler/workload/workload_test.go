@@ -154,71 +154,12 @@ func TestWorkload(t *testing.T) {
 	})
 }
 
-// What is asked for stays fresh, and what nobody asks for any more is left alone.
-func TestRefresh(t *testing.T) {
-	s := whole()
-	try(t, s, func(t *testing.T, r *Resolver) {
-		r.Expect("shop", "llm", "")
-		synctest.Wait()
-		s.set(func(s *apiServer) {
-			s.answers[lwsPath] = autoscalingv1.Scale{Spec: autoscalingv1.ScaleSpec{Replicas: 9}, Status: autoscalingv1.ScaleStatus{Replicas: 9, Selector: "app=llm"}}
-		})
-		time.Sleep(period + period/4)
-		w, err := r.ask("", nil)
-		require.NoError(t, err)
-		assert.Equal(t, 9, w.Spec)
-		assert.LessOrEqual(t, time.Since(w.Told), period)
-
-		time.Sleep(asked + period)
-		s.mu.Lock()
-		before := s.asked[soPath]
-		s.mu.Unlock()
-		assert.InDelta(t, float64(asked/period), before, 30)
-		time.Sleep(time.Hour)
-		s.mu.Lock()
-		assert.LessOrEqual(t, s.asked[soPath], before+1)
-		s.mu.Unlock()
-	})
-}
-
-// When its pods change, what is known of a workload is read again at once.
-func TestPodsChanged(t *testing.T) {
-	s := whole()
-	try(t, s, func(t *testing.T, r *Resolver) {
-		r.Expect("shop", "llm", "")
-		synctest.Wait()
-		time.Sleep(soonest)
-		changed := time.Now()
-		r.PodsChanged([]string{"other", "shop"})
-		synctest.Wait()
-		w, err := r.ask("", nil)
-		require.NoError(t, err)
-		assert.Equal(t, changed, w.Told)
-		for range 100 { // however often
-			r.PodsChanged([]string{"shop"})
-			time.Sleep(soonest / 100)
-		}
-		time.Sleep(soonest)
-		w, err = r.ask("", nil)
-		require.NoError(t, err)
-		assert.Greater(t, w.Told, changed)
-		s.mu.Lock()
-		assert.LessOrEqual(t, s.asked[soPath], 4)
-		s.mu.Unlock()
-		last := w.Told
-		r.PodsChanged([]string{"other"})
-		time.Sleep(soonest)
-		w, _ = r.ask("", nil)
-		assert.Equal(t, last, w.Told, "of another namespace")
-	})
-}
-
 // With the API server down, or hanging, nobody waits, and what was known stays
 // known with its age.
 func TestNobodyWaits(t *testing.T) {
 	for name, away := range map[string]func(s *apiServer){
 		"hanging": func(s *apiServer) { s.hang = true },
-		"failing": func(s *apiServer) { s.answers[soPath] = apierrors.NewInternalError(assert.AnError) },
+		"failing": func(s *apiServer) { s.answers[podsPath] = apierrors.NewInternalError(assert.AnError) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := whole()
