@@ -85,7 +85,7 @@ func (c *serveCommand) Run(ctx context.Context) error {
 		return err
 	}
 	ready := func(now time.Time) error { return node.Node().Ready(now, c.StaleAfter) }
-	service := externalscaler.NewService(node, store, c.StaleAfter, log)
+	service := externalscaler.NewService(fleet.New(node), store, c.StaleAfter, log)
 
 	// Everything that may be refused comes before the first part runs.
 	secure, err := servertls.New(servertls.Files{

@@ -99,7 +99,7 @@ func TestErrors(t *testing.T) {
 		"pod selector": {with(h200(0)), metadata{"scope": "workload", "podSelector": "app=llm"}, 2, Impossible,
 			"scope: workload needs the Kubernetes API and --workloads=auto, which this scaler does not have; use scope: node"},
 		"cluster": {with(h200(0)), metadata{"scope": "cluster"}, 2, Impossible,
-			"scope: cluster needs the other nodes, and this scaler knows only its own; use scope: node"},
+			"scope: cluster needs the other nodes, and this scaler knows only its own (--peers); use scope: node"},
 		"negative": {with(gpu(0, "H200", values{"temperature": -5})), metadata{"metricType": "temperature"}, 2, Impossible,
 			"metricType: temperature stands at -5, and KEDA would read a negative value as 0"},
 	} {

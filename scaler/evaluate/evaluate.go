@@ -1,5 +1,5 @@
 // Package evaluate decides what KEDA is told: from a trigger, what is known of
-// the node, and the time, to one number and whether the workload is active,
+// the nodes, and the time, to one number and whether the workload is active,
 // with the reasons. It is pure: no clock, no transport, no I/O.
 package evaluate
 
@@ -53,6 +53,9 @@ type Decision struct {
 	Used []Reading
 	// LeftOut are those in scope that could not be read.
 	LeftOut []LeftOut
+	// In cluster scope, Nodes is how many nodes there are, Silent of how many
+	// nothing is known now.
+	Nodes, Silent int
 
 	// In workload scope there are pods instead.
 	Pods []PodReading
@@ -90,26 +93,14 @@ func Evaluate(t *trigger.Trigger, n *fleet.Node, now time.Time, staleAfter time.
 	if err := checkScope(t); err != nil {
 		return Decision{}, err
 	}
-	if n.Heard.IsZero() {
-		return Decision{}, fail(Unavailable, "node %s: nothing heard yet from any reader", n.Name)
+	if n == nil {
+		return Decision{}, fail(Impossible, "scope: node: this scaler has no node of its own; use scope: workload or scope: cluster")
 	}
-	devices, err := inScope(t, n)
+	d, err := forNode(t, n, now, staleAfter)
 	if err != nil {
 		return Decision{}, err
 	}
-	d, err := read(t, n, devices, now, staleAfter)
-	if err != nil {
-		return Decision{}, err
-	}
-	if len(d.Used) == 0 {
-		return Decision{}, missing(t, n, devices, d.LeftOut, now, staleAfter)
-	}
-	d.Value = aggregate(t.Aggregation, d.Used)
-	if d.Value < 0 {
-		return Decision{}, fail(Impossible, "metricType: %s stands at %v, and KEDA would read a negative value as 0", t.Metric.Name, d.Value)
-	}
-	d.Active = t.AlwaysActive || d.Value > t.Activation
-	return d, nil
+	return d.conclude(t)
 }
 
 // checkScope refuses what cannot be answered from one node. A wider scope is
@@ -119,7 +110,7 @@ func checkScope(t *trigger.Trigger) error {
 	case t.Scope == trigger.ScopeWorkload:
 		return fail(Impossible, "scope: workload needs the Kubernetes API and --workloads=auto, which this scaler does not have; use scope: node")
 	case t.Scope == trigger.ScopeCluster:
-		return fail(Impossible, "scope: cluster needs the other nodes, and this scaler knows only its own; use scope: node")
+		return fail(Impossible, "scope: cluster needs the other nodes, and this scaler knows only its own (--peers); use scope: node")
 	case t.PodSelector != "":
 		return fail(Impossible, "podSelector: needs the Kubernetes API and --workloads=auto, which this scaler does not have; leave it out to scale on the node's GPUs")
 	}

@@ -19,6 +19,9 @@ func (d *Decision) LogValue() slog.Value {
 			fields = append(fields, slog.Int("hpa", r.Leads))
 		}
 	}
+	if d.Nodes > 0 {
+		fields = append(fields, slog.Int("nodes", d.Nodes), slog.Int("silent", d.Silent))
+	}
 	if reasons := d.reasons(); len(reasons) > 0 {
 		fields = append(fields, slog.Any("unread", reasons))
 	}

@@ -67,9 +67,10 @@ func gpus(utilization ...float64) (all []snapshot.Device) {
 func id(index int) string { return gpu(index, "", nil).ID }
 
 // at is the node and the workload one second after the start, when all is heard.
-func (s scene) at(t *testing.T) (*fleet.Node, *Workload) {
+func (s scene) at(t *testing.T) (*fleet.Fleet, *Workload) {
 	t.Helper()
 	n := newNode(t)
+	f := fleet.New(n.Local)
 	n.say("nvmlsidecar", 1, s.gpus...)
 	allocation := &snapshot.Allocation{}
 	var all []fleet.Pod
@@ -97,7 +98,7 @@ func (s scene) at(t *testing.T) (*fleet.Node, *Workload) {
 	if w.Spec == 0 {
 		w.Spec = w.Status
 	}
-	return n.Node(), &w
+	return f, &w
 }
 
 // utilization is a trigger on it, with a target of 50, over the last sample.
@@ -167,8 +168,8 @@ func TestWorkload(t *testing.T) {
 			scene{gpus: gpus(10), pods: []podOn{llm("a", id(0))}, w: Workload{Status: 2, Pods: []*fleet.Pod{new(llm("b").Pod)}}}, nil, 100, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n, w := c.scene.at(t)
-			d, err := ForWorkload(parse(t, utilization(c.md)), n, w, at(2), limits)
+			f, w := c.scene.at(t)
+			d, err := ForWorkload(parse(t, utilization(c.md)), f, w, at(2), limits)
 			require.NoError(t, err)
 			assert.InDelta(t, c.value, d.Value, 0)
 			assert.Equal(t, c.active, d.Active)
@@ -201,15 +202,15 @@ func TestWorkloadErrors(t *testing.T) {
 		"no such metric": {one, metadata{"metricType": "sm_activity"}, nil, 2, Impossible,
 			"metricType: no GPU of the 1 pods of ScaledObject shop/llm has sm_activity; they have gpu_utilization, temperature, power_draw"},
 		"stale": {one, nil, nil, 12, Unavailable,
-			"ScaledObject shop/llm: nothing is known of 1 of its 1 pods: pod a: GPU 0: nothing heard for 11s, more than 10s"},
+			"ScaledObject shop/llm: nothing is known of 1 of its 1 pods: pod a: node node-1: GPU 0: nothing heard for 11s, more than 10s"},
 		"lost": {scene{gpus: []snapshot.Device{lost(0, "GPU_IS_LOST")}, pods: []podOn{llm("a", id(0))}}, nil, nil, 2, Unavailable,
-			"ScaledObject shop/llm: nothing is known of 1 of its 1 pods: pod a: GPU 0: GPU_IS_LOST"},
+			"ScaledObject shop/llm: nothing is known of 1 of its 1 pods: pod a: node node-1: GPU 0: GPU_IS_LOST"},
 		"a device that nobody reports": {scene{gpus: gpus(1), pods: []podOn{llm("a", "GPU-z")}}, nil, nil, 2, Unavailable,
 			"ScaledObject shop/llm: nothing is known of 1 of its 1 pods: pod a: holds GPU-z, which nobody reports"},
 		"most elsewhere": {scene{gpus: gpus(90), pods: []podOn{llm("a", id(0))}, w: Workload{Pods: elsewhere("b", "c")}}, nil, nil, 2, Unavailable,
-			"ScaledObject shop/llm: nothing is known of 2 of its 3 pods: pod b: node node-1 does not hear of its node node-2; pod c: node node-1 does not hear of its node node-2"},
+			"ScaledObject shop/llm: nothing is known of 2 of its 3 pods: pod b: nothing is heard of its node node-2; pod c: nothing is heard of its node node-2"},
 		"many elsewhere": {scene{gpus: gpus(90), w: Workload{Pods: elsewhere("b", "c", "d", "e", "f", "g")}}, nil, nil, 2, Unavailable,
-			"node node-1 does not hear of its node node-2; and 2 more"},
+			"nothing is heard of its node node-2; and 2 more"},
 		"kubelet silent": {one, nil, func(n *fleet.Node, _ *Workload) { n.Allocated = at(-200) }, 2, Unavailable,
 			"node node-1: nothing heard from the kubelet for 3m22s, more than 2m0s"},
 		"kubelet never heard": {one, nil, func(n *fleet.Node, _ *Workload) { n.Allocated = time.Time{} }, 2, Unavailable,
@@ -220,18 +221,18 @@ func TestWorkloadErrors(t *testing.T) {
 			"ScaledObject shop/llm: nothing heard from the API server for 3m22s, more than 2m0s"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n, w := c.scene.at(t)
+			f, w := c.scene.at(t)
 			if c.spoil != nil {
-				c.spoil(n, w)
+				c.spoil(f.Own(), w)
 			}
-			_, err := ForWorkload(parse(t, utilization(c.md)), n, w, at(c.now), limits)
+			_, err := ForWorkload(parse(t, utilization(c.md)), f, w, at(c.now), limits)
 			var e *Error
 			require.ErrorAs(t, err, &e)
 			assert.True(t, strings.HasSuffix(e.Reason, c.want), "%s", e.Reason)
 			assert.Equal(t, c.kind, e.Kind)
-			_, err = ActiveForWorkload(parse(t, utilization(c.md)), n, w, at(c.now), limits)
+			_, err = ActiveForWorkload(parse(t, utilization(c.md)), f, w, at(c.now), limits)
 			require.EqualError(t, err, e.Reason, "whether it is active is not known either")
-			active, err := ActiveForWorkload(parse(t, metadata{"profile": "training"}), n, w, at(c.now), limits)
+			active, err := ActiveForWorkload(parse(t, metadata{"profile": "training"}), f, w, at(c.now), limits)
 			require.NoError(t, err)
 			assert.True(t, active, "a profile that never scales to zero")
 		})
@@ -248,20 +249,20 @@ func TestInactiveOnlyIfKnown(t *testing.T) {
 	}{
 		"all heard": {scene{gpus: gpus(0, 0), pods: quiet}, ""},
 		"one elsewhere": {scene{gpus: gpus(0, 0), pods: quiet, w: Workload{Pods: elsewhere("c")}},
-			"ScaledObject shop/llm: pod c may be busy: node node-1 does not hear of its node node-2"},
+			"ScaledObject shop/llm: pod c may be busy: nothing is heard of its node node-2"},
 		"one lost": {scene{gpus: []snapshot.Device{gpus(0)[0], lost(1, "GPU_IS_LOST")}, pods: quiet},
-			"ScaledObject shop/llm: pod b may be busy: GPU 1: GPU_IS_LOST"},
+			"ScaledObject shop/llm: pod b may be busy: node node-1: GPU 1: GPU_IS_LOST"},
 		"one without a GPU": {scene{gpus: gpus(0), pods: []podOn{llm("a", id(0)), llm("b")}}, ""},
 		"one of its GPUs lost": {scene{gpus: []snapshot.Device{gpus(0)[0], lost(1, "GPU_IS_LOST")}, pods: []podOn{llm("a", id(0), id(1))}},
-			"ScaledObject shop/llm: pod a may be busy: GPU 1: GPU_IS_LOST"},
+			"ScaledObject shop/llm: pod a may be busy: node node-1: GPU 1: GPU_IS_LOST"},
 		"one of its GPUs unknown": {scene{gpus: gpus(0), pods: []podOn{llm("a", id(0), "GPU-z")}},
 			"ScaledObject shop/llm: pod a may be busy: holds GPU-z, which nobody reports"},
 		"all about to end": {scene{gpus: gpus(0), pods: []podOn{func() podOn { p := llm("a", id(0)); p.Terminating = true; return p }()}, w: Workload{Spec: 1}},
 			"ScaledObject shop/llm: its 1 pods are about to end, and those that follow are not there yet"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n, w := c.scene.at(t)
-			active, err := ActiveForWorkload(parse(t, utilization(nil)), n, w, at(2), limits)
+			f, w := c.scene.at(t)
+			active, err := ActiveForWorkload(parse(t, utilization(nil)), f, w, at(2), limits)
 			assert.False(t, active)
 			if c.want == "" {
 				require.NoError(t, err)
@@ -278,6 +279,7 @@ func TestInactiveOnlyIfKnown(t *testing.T) {
 // before; another of its name, as of a StatefulSet, is not.
 func TestGonePod(t *testing.T) {
 	n := newNode(t)
+	f := fleet.New(n.Local)
 	n.say("nvmlsidecar", 1, gpus(10, 0)...)
 	n.apply(&snapshot.Sample{Writer: "podresources", Allocation: &snapshot.Allocation{Containers: []snapshot.Container{{
 		Namespace: "shop", Pod: "a", Plugin: []snapshot.PluginDevices{{Resource: "nvidia.com/gpu", IDs: []string{id(0)}}},
@@ -286,13 +288,13 @@ func TestGonePod(t *testing.T) {
 	w := Workload{Name: "ScaledObject shop/llm", Namespace: "shop", Selector: labels.SelectorFromSet(labels.Set{"app": "llm"}), Spec: 1, Status: 1, Told: at(1), Pods: []*fleet.Pod{&a, &b}}
 	n.SetPods([]fleet.Pod{a, b}, at(1))
 	n.SetPods([]fleet.Pod{a}, at(2))
-	d, err := ForWorkload(parse(t, utilization(nil)), n.Node(), &w, at(2), limits)
+	d, err := ForWorkload(parse(t, utilization(nil)), f, &w, at(2), limits)
 	require.NoError(t, err)
 	assert.Len(t, d.Pods, 1)
 	again := b
 	again.UID = "another"
 	w.Pods = []*fleet.Pod{&a, &again}
-	d, err = ForWorkload(parse(t, utilization(nil)), n.Node(), &w, at(2), limits)
+	d, err = ForWorkload(parse(t, utilization(nil)), f, &w, at(2), limits)
 	require.NoError(t, err)
 	require.Len(t, d.Pods, 2)
 	assert.Equal(t, "node node-1 has not told of it yet", d.Pods[1].Reason)
@@ -303,7 +305,7 @@ func TestGonePod(t *testing.T) {
 func TestStartupTimeout(t *testing.T) {
 	waited := llm("a", id(0)).loading()
 	waited.Created, waited.Started = at(-3600), at(0) // for its node
-	n, w := scene{gpus: gpus(0), pods: []podOn{waited}}.at(t)
+	f, w := scene{gpus: gpus(0), pods: []podOn{waited}}.at(t)
 	for _, c := range []struct {
 		timeout string
 		age     float64
@@ -313,7 +315,7 @@ func TestStartupTimeout(t *testing.T) {
 		if c.timeout != "" {
 			md["startupTimeout"] = c.timeout
 		}
-		active, err := ActiveForWorkload(parse(t, md), n, w, at(c.age), limits)
+		active, err := ActiveForWorkload(parse(t, md), f, w, at(c.age), limits)
 		require.NoError(t, err)
 		assert.Equal(t, c.active, active, "%+v", c)
 	}
@@ -323,12 +325,12 @@ func TestStartupTimeout(t *testing.T) {
 func TestStartupTimeoutWithoutANode(t *testing.T) {
 	pending := llm("pending").loading().Pod
 	pending.Node = ""
-	n, w := scene{gpus: gpus(0), pods: []podOn{llm("a", id(0))}, w: Workload{Pods: []*fleet.Pod{&pending}}}.at(t)
+	f, w := scene{gpus: gpus(0), pods: []podOn{llm("a", id(0))}, w: Workload{Pods: []*fleet.Pod{&pending}}}.at(t)
 	for _, c := range []struct {
 		age    float64
 		active bool
 	}{{4, true}, {6, false}} {
-		active, err := ActiveForWorkload(parse(t, utilization(metadata{"startupTimeout": "5s"})), n, w, at(c.age), limits)
+		active, err := ActiveForWorkload(parse(t, utilization(metadata{"startupTimeout": "5s"})), f, w, at(c.age), limits)
 		require.NoError(t, err)
 		assert.Equal(t, c.active, active, "%+v", c)
 	}
@@ -346,10 +348,10 @@ func TestWorkloadOnMIG(t *testing.T) {
 		"power_draw":      2 * 300 / 4.0,
 		"temperature":     2 * 60,
 	} {
-		n, w := scene{gpus: all, pods: []podOn{
+		f, w := scene{gpus: all, pods: []podOn{
 			llm("a", "MIG-1"), llm("b", "MIG-2::0"), llm("other", "MIG-2::1").of("other"), llm("other-2", "MIG-3").of("other"),
 		}}.at(t)
-		d, err := ForWorkload(parse(t, metadata{"metricType": metric, "targetValue": "50", "window": "0s"}), n, w, at(2), limits)
+		d, err := ForWorkload(parse(t, metadata{"metricType": metric, "targetValue": "50", "window": "0s"}), f, w, at(2), limits)
 		require.NoError(t, err)
 		sum := 0.0
 		for _, p := range d.Pods {
@@ -358,28 +360,28 @@ func TestWorkloadOnMIG(t *testing.T) {
 		assert.InDelta(t, want, sum, 1e-9, metric)
 	}
 	// Two instances of one GPU have its power once.
-	n, w := scene{gpus: all, pods: []podOn{llm("a", "MIG-1", "MIG-2")}}.at(t)
-	d, err := ForWorkload(parse(t, metadata{"metricType": "power_draw", "targetValue": "50", "window": "0s", "aggregation": "sum"}), n, w, at(2), limits)
+	f, w := scene{gpus: all, pods: []podOn{llm("a", "MIG-1", "MIG-2")}}.at(t)
+	d, err := ForWorkload(parse(t, metadata{"metricType": "power_draw", "targetValue": "50", "window": "0s", "aggregation": "sum"}), f, w, at(2), limits)
 	require.NoError(t, err)
 	assert.InDelta(t, 300, d.Pods[0].Value, 1e-9)
 }
 
 // A decision tells of every pod how it counted.
 func TestWorkloadReasons(t *testing.T) {
-	n, w := scene{
+	f, w := scene{
 		gpus: []snapshot.Device{gpus(90)[0], gpus(0, 70)[1], lost(2, "GPU_IS_LOST")},
 		pods: []podOn{llm("a", id(0)), llm("b", id(1)).loading(), llm("c", id(2)), llm("d", id(0)), llm("e", id(0))},
 		w:    Workload{Pods: elsewhere("f")},
 	}.at(t)
-	d, err := ForWorkload(parse(t, utilization(nil)), n, w, at(2), limits)
+	d, err := ForWorkload(parse(t, utilization(nil)), f, w, at(2), limits)
 	require.NoError(t, err)
 	var told []string
 	for _, p := range d.Pods {
 		told = append(told, fmt.Sprint(p.Pod.Name, " ", p.State, " ", p.Value, " ", p.Reason))
 	}
 	slices.Sort(told)
-	assert.Equal(t, []string{"a 0 30 ", "b 1 70 ", "c 2 0 GPU 2: GPU_IS_LOST", "d 0 30 ", "e 0 30 ",
-		"f 2 0 node node-1 does not hear of its node node-2"}, told)
+	assert.Equal(t, []string{"a 0 30 ", "b 1 70 ", "c 2 0 node node-1: GPU 2: GPU_IS_LOST", "d 0 30 ", "e 0 30 ",
+		"f 2 0 nothing is heard of its node node-2"}, told)
 	assert.Equal(t, 3, d.Replicas.Counting)
 	assert.Equal(t, 2, d.Replicas.Missing)
 	assert.Equal(t, replicas.ByAll, d.Replicas.Reason)

@@ -82,6 +82,9 @@ func newNode(staleAfter time.Duration) *node {
 	return &node{l, l.Connect(), staleAfter}
 }
 
+// fleet is the node's, each time a new one.
+func (n *node) fleet() *fleet.Fleet { return fleet.New(n.Local) }
+
 // say is a sample of as many GPUs as there are values.
 func (n *node) say(t testing.TB, gpus ...values) {
 	t.Helper()
@@ -120,7 +123,7 @@ func serve(t testing.TB, staleAfter time.Duration) *rig {
 	t.Helper()
 	n, s := newNode(staleAfter), newShelf()
 	log := slog.New(slog.DiscardHandler)
-	server := NewServer(NewService(n, s, staleAfter, log), n.ready, nil, log)
+	server := NewServer(NewService(n.fleet(), s, staleAfter, log), n.ready, nil, log)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -94,7 +94,7 @@ func (s *Server) watch(ctx context.Context) {
 	tick := time.NewTicker(healthPeriod)
 	defer tick.Stop()
 	for {
-		updated := s.service.nodes.Updated()
+		updated := s.service.fleet.Updated()
 		s.updateHealth()
 		select {
 		case <-ctx.Done():

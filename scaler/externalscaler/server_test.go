@@ -93,7 +93,7 @@ func TestReflection(t *testing.T) {
 // A signal that comes before serving has begun is a clean end, too.
 func TestStoppedBeforeItBegan(t *testing.T) {
 	n := newNode(minute)
-	server := NewServer(NewService(n, newShelf(), minute, nopLog), n.ready, nil, nopLog)
+	server := NewServer(NewService(n.fleet(), newShelf(), minute, nopLog), n.ready, nil, nopLog)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())

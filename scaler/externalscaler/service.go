@@ -17,15 +17,20 @@ import (
 
 	"gpuscaler/profiles"
 	"gpuscaler/scaler/evaluate"
-	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/trigger"
 )
 
-// Nodes is where the data comes from.
-type Nodes interface {
-	Node() *fleet.Node
-	// Updated is closed at the next change of Node.
+// Fleet is where the data comes from.
+type Fleet interface {
+	evaluate.Fleet
+	// Updated is closed at the next change of a node.
 	Updated() <-chan struct{}
+}
+
+// Peers tell the fleet of other nodes, while somebody wants to know.
+type Peers interface {
+	// Asked says that somebody does. It must not wait.
+	Asked()
 }
 
 // Profiles is where the profiles come from.
@@ -62,7 +67,8 @@ type Workloads interface {
 // Service implements KEDA's ExternalScaler.
 type Service struct {
 	pb.UnimplementedExternalScalerServer
-	nodes     Nodes
+	fleet     Fleet
+	peers     Peers // nil: there are none
 	profiles  Profiles
 	limits    evaluate.Limits
 	workloads Workloads // nil: there are none
@@ -72,10 +78,10 @@ type Service struct {
 	stopping  chan struct{}
 }
 
-// NewService answers from nodes; readings older than staleAfter are no data.
-func NewService(nodes Nodes, profiles Profiles, staleAfter time.Duration, log *slog.Logger) *Service {
+// NewService answers from a fleet; readings older than staleAfter are no data.
+func NewService(fleet Fleet, profiles Profiles, staleAfter time.Duration, log *slog.Logger) *Service {
 	return &Service{
-		nodes: nodes, profiles: profiles, limits: evaluate.Limits{StaleAfter: staleAfter},
+		fleet: fleet, profiles: profiles, limits: evaluate.Limits{StaleAfter: staleAfter},
 		refusals: nobody{}, log: log, journal: newJournal(log), stopping: make(chan struct{}),
 	}
 }
@@ -85,6 +91,10 @@ func NewService(nodes Nodes, profiles Profiles, staleAfter time.Duration, log *s
 func (s *Service) UseWorkloads(workloads Workloads, limits evaluate.Limits) {
 	s.workloads, s.limits = workloads, limits
 }
+
+// UsePeers makes the GPUs of other nodes known, while KEDA asks. It must be called
+// before the service serves.
+func (s *Service) UsePeers(peers Peers) { s.peers = peers }
 
 // TellRefusals names who is told of refused metadata; else nobody is. It must
 // be called before the service serves.
@@ -97,6 +107,7 @@ func (s *Service) Stop() { close(s.stopping) }
 // GetMetricSpec depends on the metadata alone: KEDA's fallback does not work
 // when it fails.
 func (s *Service) GetMetricSpec(_ context.Context, ref *pb.ScaledObjectRef) (*pb.GetMetricSpecResponse, error) {
+	s.asked()
 	t, err := trigger.Parse(ref.GetScalerMetadata(), s.profiles.Load())
 	if err != nil {
 		var bad *trigger.Error
@@ -152,32 +163,46 @@ func (s *Service) ofWorkload(t *trigger.Trigger) bool {
 }
 
 func (s *Service) decide(t *trigger.Trigger, ref *pb.ScaledObjectRef) (evaluate.Decision, error) {
-	if !s.ofWorkload(t) {
-		return evaluate.Evaluate(t, s.nodes.Node(), time.Now(), s.limits.StaleAfter)
+	switch {
+	case s.ofWorkload(t):
+		w, err := s.workload(t, ref)
+		if err != nil {
+			return evaluate.Decision{}, err
+		}
+		return evaluate.ForWorkload(t, s.fleet, w, time.Now(), s.limits)
+	case t.Scope == trigger.ScopeCluster && s.peers != nil:
+		return evaluate.ForCluster(t, s.fleet, time.Now(), s.limits.StaleAfter)
 	}
-	w, err := s.workload(t, ref)
-	if err != nil {
-		return evaluate.Decision{}, err
-	}
-	return evaluate.ForWorkload(t, s.nodes.Node(), w, time.Now(), s.limits)
+	return evaluate.Evaluate(t, s.fleet.Own(), time.Now(), s.limits.StaleAfter)
 }
 
 func (s *Service) active(t *trigger.Trigger, ref *pb.ScaledObjectRef) (bool, error) {
-	if !s.ofWorkload(t) || t.AlwaysActive {
-		return evaluate.Active(t, s.nodes.Node(), time.Now(), s.limits.StaleAfter)
+	if t.AlwaysActive {
+		return true, nil
 	}
-	w, err := s.workload(t, ref)
-	if err != nil {
-		return false, err
+	if s.ofWorkload(t) {
+		w, err := s.workload(t, ref)
+		if err != nil {
+			return false, err
+		}
+		return evaluate.ActiveForWorkload(t, s.fleet, w, time.Now(), s.limits)
 	}
-	return evaluate.ActiveForWorkload(t, s.nodes.Node(), w, time.Now(), s.limits)
+	d, err := s.decide(t, ref)
+	return d.Active, err
 }
 
 func (s *Service) workload(t *trigger.Trigger, ref *pb.ScaledObjectRef) (*evaluate.Workload, error) {
 	return s.workloads.Workload(ref.GetNamespace(), ref.GetName(), t.PodSelector, ref.GetScalerMetadata())
 }
 
+func (s *Service) asked() {
+	if s.peers != nil {
+		s.peers.Asked()
+	}
+}
+
 func (s *Service) trigger(ref *pb.ScaledObjectRef) (trigger.Trigger, error) {
+	s.asked()
 	t, err := trigger.Parse(ref.GetScalerMetadata(), s.profiles.Load())
 	if err != nil {
 		return t, s.refuse(ref, err)

@@ -182,7 +182,7 @@ func (c told) Refused(namespace, name, message string) {
 // Users are told of what KEDA keeps from them, and of nothing else.
 func TestRefusals(t *testing.T) {
 	users := make(told, 10)
-	s := NewService(newNode(minute), newShelf(), minute, nopLog)
+	s := NewService(newNode(minute).fleet(), newShelf(), minute, nopLog)
 	s.TellRefusals(users)
 	bad := ref(metadata{"targetValue": "80%"})
 	_, err := s.GetMetricSpec(t.Context(), bad)
@@ -265,7 +265,7 @@ func TestStale(t *testing.T) {
 
 // What is neither a trigger's nor a decision's fault is ours.
 func TestCodes(t *testing.T) {
-	s := NewService(newNode(minute), newShelf(), minute, nopLog)
+	s := NewService(newNode(minute).fleet(), newShelf(), minute, nopLog)
 	for _, c := range []struct {
 		err  error
 		code codes.Code

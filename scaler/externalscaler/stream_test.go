@@ -70,7 +70,7 @@ type bubble struct {
 func inBubble(t *testing.T, md metadata, first []float64, test func(b *bubble)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bubble{node: newNode(10 * time.Second), tape: newTape[pb.IsActiveResponse](t.Context()), t: t, shelf: newShelf(), end: make(chan error, 1)}
-		b.service = NewService(b.node, b.shelf, b.staleAfter, nopLog)
+		b.service = NewService(b.node.fleet(), b.shelf, b.staleAfter, nopLog)
 		if first != nil {
 			b.utilization(t, first...)
 		}
@@ -158,7 +158,7 @@ func TestStreamEnds(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := newNode(minute)
 				begun := time.Now()
-				s := NewService(n, newShelf(), minute, nopLog)
+				s := NewService(n.fleet(), newShelf(), minute, nopLog)
 				require.NoError(t, s.StreamIsActive(ref(nil), newTape[pb.IsActiveResponse](t.Context())), "cleanly")
 				assert.Greater(t, time.Since(begun), connectionGrace/2)
 				assert.Less(t, time.Since(begun), connectionGrace)
@@ -171,7 +171,7 @@ func TestStreamEnds(t *testing.T) {
 	})
 	t.Run("with the client", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			s := NewService(newNode(minute), newShelf(), minute, nopLog)
+			s := NewService(newNode(minute).fleet(), newShelf(), minute, nopLog)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			assert.ErrorIs(t, s.StreamIsActive(ref(nil), newTape[pb.IsActiveResponse](ctx)), context.DeadlineExceeded)
@@ -180,7 +180,7 @@ func TestStreamEnds(t *testing.T) {
 	})
 	t.Run("when it cannot send", func(t *testing.T) {
 		broken := errors.New("broken")
-		s := NewService(newNode(minute), newShelf(), minute, nopLog)
+		s := NewService(newNode(minute).fleet(), newShelf(), minute, nopLog)
 		active := newTape[pb.IsActiveResponse](t.Context())
 		active.fail = broken
 		assert.ErrorIs(t, s.StreamIsActive(ref(metadata{"profile": "training"}), active), broken)
@@ -195,7 +195,7 @@ func TestStreamWhoseProfileGoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		shelf := newShelf()
 		shelf.put(t, "ours", "gpu_utilization", "50")
-		s := NewService(newNode(minute), shelf, minute, nopLog)
+		s := NewService(newNode(minute).fleet(), shelf, minute, nopLog)
 		ends := make(chan error, 2)
 		go func() {
 			ends <- s.StreamIsActive(ref(metadata{"profile": "ours"}), newTape[pb.IsActiveResponse](t.Context()))

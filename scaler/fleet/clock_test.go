@@ -194,6 +194,7 @@ func TestBounds(t *testing.T) {
 
 func TestUpdated(t *testing.T) {
 	l := newLocal()
+	f := New(l)
 	s := l.Connect()
 	closed := func(c <-chan struct{}) bool {
 		select {
@@ -203,11 +204,11 @@ func TestUpdated(t *testing.T) {
 			return false
 		}
 	}
-	first := l.Updated()
+	first := f.Updated()
 	assert.False(t, closed(first))
 	say(t, s, 1, gpu(0, nil))
 	assert.True(t, closed(first))
-	second := l.Updated()
+	second := f.Updated()
 	assert.False(t, closed(second))
 	require.Error(t, apply(t, s, "w", 0, 2, gpu(0, nil)))
 	assert.False(t, closed(second), "a rejected sample is no change")
@@ -220,6 +221,7 @@ func TestUpdated(t *testing.T) {
 func TestConcurrentReadersAndWriters(t *testing.T) {
 	const writers, samples = 4, 200
 	l := newLocal()
+	f := New(l)
 	var all sync.WaitGroup
 	for w := range writers {
 		all.Go(func() {
@@ -251,7 +253,7 @@ func TestConcurrentReadersAndWriters(t *testing.T) {
 		all.Go(func() {
 			deadline := time.After(20 * time.Second)
 			for {
-				updated, n := l.Updated(), l.Node()
+				updated, n := f.Updated(), l.Node()
 				for _, d := range n.Devices {
 					for range d.Means() {
 					}

@@ -22,7 +22,7 @@ type Local struct {
 	start      time.Time
 
 	node    atomic.Pointer[Node]
-	updated atomic.Pointer[chan struct{}]
+	changed func() // told of each change of node, if not nil
 
 	mu      sync.Mutex
 	devices map[string]*device
@@ -62,16 +62,12 @@ type Source struct {
 // writer's devices may be taken over by another.
 func NewLocal(name string, staleAfter time.Duration, log *slog.Logger, now time.Time) *Local {
 	l := &Local{name: name, staleAfter: staleAfter, log: log, start: now, devices: map[string]*device{}}
-	l.updated.Store(new(make(chan struct{})))
 	l.node.Store(&Node{Name: name})
 	return l
 }
 
 // Node is the present picture. Never nil.
 func (l *Local) Node() *Node { return l.node.Load() }
-
-// Updated is closed at the next change of Node. Take it before Node.
-func (l *Local) Updated() <-chan struct{} { return *l.updated.Load() }
 
 // Connect begins a writer's connection.
 func (l *Local) Connect() *Source { return &Source{local: l} }
@@ -248,6 +244,7 @@ func (l *Local) publish(now time.Time) {
 	}
 	l.pods.attribute(n)
 	l.node.Store(n)
-	next := make(chan struct{})
-	close(*l.updated.Swap(&next))
+	if l.changed != nil {
+		l.changed()
+	}
 }

@@ -39,8 +39,12 @@ type Node struct {
 	// be read, and one for a device of which nothing is known.
 	LeftOut uint64
 
-	gone map[string]time.Time // pods that were here, by UID
+	byUID map[string]*Pod
+	gone  map[string]time.Time // pods that were here, by UID
 }
+
+// Pod is one of the node's by its UID, or nil.
+func (n *Node) Pod(uid string) *Pod { return n.byUID[uid] }
 
 // Had says whether a pod was here and is no more.
 func (n *Node) Had(uid string) bool {

@@ -45,6 +45,7 @@ type pods struct {
 	changed       bool
 	devices       []attribution.Device
 	public        []*Pod
+	byUID         map[string]*Pod
 	claimed       bool // some pod has a claim
 	claimsUnknown bool // for a device that is not known
 }
@@ -101,10 +102,19 @@ func (p *pods) attribute(n *Node) {
 	}
 	if p.changed || !slices.Equal(devices, p.devices) {
 		p.changed, p.devices, p.public = false, devices, p.match(devices)
+		p.byUID = index(p.public)
 		p.lookAtClaims()
 	}
-	n.Pods, n.PodsKnown, n.Allocated, n.gone = p.public, p.known, p.allocated, p.gone
+	n.Pods, n.byUID, n.PodsKnown, n.Allocated, n.gone = p.public, p.byUID, p.known, p.allocated, p.gone
 	n.Claims, n.ClaimsUnknown = p.claimed, p.claimsUnknown
+}
+
+func index(pods []*Pod) map[string]*Pod {
+	byUID := make(map[string]*Pod, len(pods))
+	for _, p := range pods {
+		byUID[p.UID] = p
+	}
+	return byUID
 }
 
 func (p *pods) lookAtClaims() {

@@ -83,7 +83,7 @@ func TestAnotherVendorBesideTheGPUs(t *testing.T) {
 	node := fleet.NewLocal("node-1", staleAfter, slog.New(slog.DiscardHandler), time.Now())
 	store, err := profiles.NewStore("", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	service := externalscaler.NewService(node, store, staleAfter, slog.New(slog.DiscardHandler))
+	service := externalscaler.NewService(fleet.New(node), store, staleAfter, slog.New(slog.DiscardHandler))
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := ingest.Listen(ingest.Options{
 		Path: socket, FrameTimeout: staleAfter, Log: slog.New(slog.DiscardHandler),

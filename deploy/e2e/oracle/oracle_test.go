@@ -218,6 +218,7 @@ func (k *kubernetes) forNumber(t *testing.T, number int64) int {
 func ours(t *testing.T, s situation) (evaluate.Decision, error) {
 	t.Helper()
 	local := fleet.NewLocal(node, time.Minute, slog.New(slog.DiscardHandler), now)
+	nodes := fleet.New(local)
 	sample := &snapshot.Sample{Writer: "nvmlsidecar"}
 	allocation := &snapshot.Allocation{}
 	w := evaluate.Workload{Name: "ScaledObject shop/llm", Namespace: namespace, Selector: labels.SelectorFromSet(app), Spec: s.spec, Status: s.status, Told: now}
@@ -247,7 +248,7 @@ func ours(t *testing.T, s situation) (evaluate.Decision, error) {
 	local.SetPods(here, now)
 	parsed, err := trigger.Parse(map[string]string{"metricType": "gpu_utilization", "window": "0s", "targetValue": fmt.Sprint(s.target)}, profiles.Builtin())
 	require.NoError(t, err)
-	return evaluate.ForWorkload(&parsed, local.Node(), &w, now, evaluate.Limits{
+	return evaluate.ForWorkload(&parsed, nodes, &w, now, evaluate.Limits{
 		StaleAfter: time.Minute, AttributionStaleAfter: time.Minute, Tolerance: replicas.DefaultTolerance,
 	})
 }

@@ -1,0 +1,118 @@
+package fleet
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// heard is a node whose readings are from s seconds after the start.
+func heard(name string, s float64) *Node { return &Node{Name: name, Heard: at(s)} }
+
+func names(nodes []*Node) (names []string) {
+	for _, n := range nodes {
+		names = append(names, n.Name)
+	}
+	return names
+}
+
+// tell insists on whether what a peer tells is taken over.
+func tell(t *testing.T, p *Peer, n *Node, want bool) {
+	t.Helper()
+	_, taken, err := p.Apply(n)
+	require.NoError(t, err)
+	assert.Equal(t, want, taken)
+}
+
+func TestFleet(t *testing.T) {
+	f := New(newLocal())
+	own := f.Own().Name
+	b, a := f.Join("10.0.0.2:6001"), f.Join("10.0.0.1:6001")
+	assert.Equal(t, []string{"10.0.0.1:6001", "10.0.0.2:6001"}, f.Unheard())
+	tell(t, b, heard("b", 1), true)
+	tell(t, a, heard("a", 1), true)
+	assert.Empty(t, f.Unheard())
+	assert.Equal(t, []string{own, "a", "b"}, names(f.Nodes()))
+	assert.Equal(t, at(1), f.Node("b").Heard)
+	assert.Same(t, f.Own(), f.Node(own))
+	assert.Nil(t, f.Node("c"))
+
+	before, taken, err := b.Apply(heard("b", 3))
+	require.NoError(t, err)
+	assert.True(t, taken)
+	assert.Equal(t, at(1), before.Heard)
+
+	_, _, err = a.Apply(heard(own, 3))
+	require.ErrorIs(t, err, ErrOwn)
+
+	tell(t, b, heard("c", 4), true)
+	assert.Equal(t, []string{own, "a", "c"}, names(f.Nodes()), "it has another name now")
+
+	front := New(nil)
+	assert.Nil(t, front.Own())
+	assert.Empty(t, front.Nodes())
+}
+
+// While a node's scaler is replaced two may speak for it: one at a time is
+// believed, and nothing ever gets older.
+func TestSameNodeTwice(t *testing.T) {
+	f := New(nil)
+	old, next := f.Join("old"), f.Join("next")
+	tell(t, old, heard("n", 10), true)
+	tell(t, next, heard("n", 10.5), false)
+	tell(t, old, heard("n", 11), true)
+	tell(t, next, heard("n", 13.9), false)
+	tell(t, next, heard("n", 14), true)
+	tell(t, old, heard("n", 11), false)
+	next.Silent()
+	tell(t, old, heard("n", 12), false)
+	assert.Equal(t, at(14), f.Node("n").Heard, "it stays, and grows old")
+	tell(t, old, heard("n", 15), true)
+	next.Silent() // what it spoke for is another's now
+	tell(t, f.Join("third"), heard("n", 15.5), false)
+	old.Leave()
+	tell(t, f.Join("fourth"), heard("n", 15.5), true)
+}
+
+func TestForget(t *testing.T) {
+	f := New(nil)
+	p, q := f.Join("p"), f.Join("q")
+	tell(t, p, heard("p", 0), true)
+	tell(t, q, heard("q", 0), true)
+	late := at(0).Add(departed + time.Second)
+	f.Forget(late, true)
+	assert.Len(t, f.Nodes(), 2, "their peers may speak again")
+	p.Leave()
+	f.Forget(at(1), false)
+	assert.Len(t, f.Nodes(), 2, "it may be back")
+	f.Forget(late, false)
+	assert.Equal(t, []string{"q"}, names(f.Nodes()))
+	q.Leave()
+	f.Forget(at(1), true)
+	assert.Empty(t, f.Nodes())
+	assert.Empty(t, f.peers)
+}
+
+// Thousands of updates a second wake those who wait a few times.
+func TestPeersWakeTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := New(nil)
+		p := f.Join("p")
+		updated := f.Updated()
+		for i := range 100 {
+			tell(t, p, heard("p", float64(i)), true)
+		}
+		assert.Equal(t, updated, f.Updated(), "not yet")
+		time.Sleep(coalesce)
+		synctest.Wait()
+		<-updated
+		updated = f.Updated()
+		tell(t, p, heard("p", 1000), true)
+		time.Sleep(coalesce)
+		synctest.Wait()
+		<-updated
+	})
+}
