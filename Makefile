@@ -54,7 +54,9 @@ fixtures: ## Make the synthetic fixtures anew
 
 proto: ## Generate the Go code of the .proto (needs protoc)
 	go build -o $(BIN)/ google.golang.org/protobuf/cmd/protoc-gen-go
-	protoc -I . --plugin=$(BIN)/protoc-gen-go --go_out=. --go_opt=module=gpuscaler shared/snapshotpb/sample.proto
+	GOBIN=$(abspath $(BIN)) go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+	protoc -I . --plugin=$(BIN)/protoc-gen-go --plugin=$(BIN)/protoc-gen-go-grpc --go_out=. --go_opt=module=gpuscaler \
+		--go-grpc_out=. --go-grpc_opt=module=gpuscaler shared/snapshotpb/sample.proto scaler/peer/peerpb/peer.proto
 
 clean: ## Remove what was built
 	rm -rf $(BIN)

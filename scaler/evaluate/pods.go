@@ -32,6 +32,10 @@ type place struct {
 	known bool
 }
 
+// soon is how long after a pod's start its node has told of what it holds: the
+// clocks of nodes and API server differ by less.
+const soon = 15 * time.Second
+
 // placed are the workload's pods: those of the own node, of which it knows first,
 // and those that the API server tells of, in the words of their node where that
 // knows them.
@@ -59,6 +63,8 @@ func placed(f Fleet, w *Workload) (all []place) {
 			}
 			if known := at.node.Pod(p.UID); known != nil {
 				at.pod, at.known = known, true
+			} else if at.node.HoldersOnly && at.node.Allocated.After(p.Started.Add(soon)) && !p.Started.IsZero() {
+				at.known = true // it holds nothing, or it would have been told of
 			}
 		}
 		all = append(all, at)

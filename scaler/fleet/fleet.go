@@ -31,7 +31,7 @@ type Fleet struct {
 
 	mu      sync.RWMutex
 	nodes   map[string]*told
-	sorted  []*told // by name; replaced, never changed
+	sorted  []*told // by name; replaced, never changed; nil: to be made
 	peers   map[*Peer]struct{}
 	pending atomic.Bool
 	updated atomic.Pointer[chan struct{}]
@@ -82,6 +82,9 @@ func (f *Fleet) Nodes() []*Node {
 	f.mu.RLock()
 	sorted := f.sorted
 	f.mu.RUnlock()
+	if sorted == nil {
+		sorted = f.sort()
+	}
 	all := make([]*Node, 0, len(sorted)+1)
 	if f.own != nil {
 		all = append(all, f.own.Node())
@@ -161,7 +164,7 @@ func (p *Peer) Apply(n *Node) (before *Node, taken bool, err error) {
 	case t == nil:
 		t = &told{name: n.Name}
 		f.nodes[n.Name] = t
-		f.sort()
+		f.sorted = nil
 	case t.owner != p && t.owner != nil && n.Heard.Sub(t.node.Load().Heard) < handover,
 		t.owner != p && n.Heard.Before(t.node.Load().Heard): // of one who knew more
 		p.heard = true
@@ -210,14 +213,17 @@ func (f *Fleet) Forget(now time.Time, all bool) {
 
 func (f *Fleet) drop(name string) {
 	delete(f.nodes, name)
-	f.sort()
+	f.sorted = nil
 	f.changed()
 }
 
-func (f *Fleet) sort() {
+func (f *Fleet) sort() []*told {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.sorted = make([]*told, 0, len(f.nodes))
 	for _, t := range f.nodes {
 		f.sorted = append(f.sorted, t)
 	}
 	slices.SortFunc(f.sorted, func(a, b *told) int { return cmp.Compare(a.name, b.name) })
+	return f.sorted
 }

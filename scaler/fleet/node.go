@@ -24,8 +24,9 @@ type Node struct {
 	// ever came.
 	Heard time.Time
 	// Pods are the node's own that have not ended, with what they hold; ordered by
-	// namespace and name.
-	Pods []*Pod
+	// namespace and name. HoldersOnly: those that hold nothing are left out.
+	Pods        []*Pod
+	HoldersOnly bool
 	// Allocated is when the kubelet was last heard of which pods hold what; zero
 	// when never.
 	Allocated time.Time

@@ -1,0 +1,51 @@
+package fleet
+
+import (
+	"time"
+
+	"gpuscaler/scaler/window"
+)
+
+// Describe is a device as a peer tells of it: with the means of its metrics, and
+// why others cannot be read. It takes over both maps.
+func (d Device) Describe(means map[string]window.Means, failed map[string]string) *Device {
+	d.means, d.failed = means, failed
+	return &d
+}
+
+// Failed are the metrics that could not be read last time, and why.
+func (d *Device) Failed() map[string]string { return d.failed }
+
+// Gone are the UIDs of pods that were here and are no more, at most so many, of
+// those that went after a time.
+func (n *Node) Gone(since time.Time, most int) (uids []string) {
+	for uid, at := range n.gone {
+		if at.After(since) && len(uids) < most {
+			uids = append(uids, uid)
+		}
+	}
+	return uids
+}
+
+// Pods is what a peer tells of its node's pods, of those that hold devices: to be
+// shared by the nodes that it is told of in until it changes.
+type Pods struct {
+	list  []*Pod
+	byUID map[string]*Pod
+	gone  map[string]time.Time
+}
+
+// NewPods are pods that hold devices, and the UIDs of those that have gone.
+func NewPods(list []*Pod, gone []string) *Pods {
+	p := &Pods{list: list, byUID: index(list), gone: make(map[string]time.Time, len(gone))}
+	for _, uid := range gone {
+		p.gone[uid] = time.Time{}
+	}
+	return p
+}
+
+// With is the node with these pods.
+func (n Node) With(p *Pods) *Node {
+	n.Pods, n.byUID, n.gone, n.HoldersOnly = p.list, p.byUID, p.gone, true
+	return &n
+}

@@ -1,0 +1,103 @@
+package peer
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	// lookup is how often names are looked up again.
+	lookup        = 5 * time.Second
+	lookupTimeout = 5 * time.Second
+)
+
+// Static is peers that never change.
+type Static []Address
+
+// ParseStatic reads hosts and ports, separated by commas.
+func ParseStatic(list string) (s Static, err error) {
+	for _, target := range strings.Split(list, ",") {
+		target = strings.TrimSpace(target)
+		if err := checkTarget(target); err != nil {
+			return nil, err
+		}
+		if a := (Address{target, target}); !slices.Contains(s, a) {
+			s = append(s, a)
+		}
+	}
+	return s, nil
+}
+
+func checkTarget(target string) error {
+	host, port, err := net.SplitHostPort(target)
+	if err == nil && (host == "" || port == "") {
+		err = fmt.Errorf("host or port is missing")
+	}
+	if err != nil {
+		return fmt.Errorf("%q: %w; allowed is host:port", target, err)
+	}
+	return nil
+}
+
+// Run tells of them once.
+func (s Static) Run(ctx context.Context, found func([]Address)) error {
+	found(s)
+	<-ctx.Done()
+	return nil
+}
+
+// DNS is a name with an address of each peer, as a headless Service has it.
+type DNS struct {
+	Host, Port string
+	Log        *slog.Logger
+}
+
+// ParseDNS reads host and port.
+func ParseDNS(target string, log *slog.Logger) (*DNS, error) {
+	if err := checkTarget(target); err != nil {
+		return nil, err
+	}
+	host, port, _ := net.SplitHostPort(target)
+	return &DNS{host, port, log}, nil
+}
+
+// Run looks the name up every few seconds. While it cannot be looked up, what was
+// found stays.
+func (d *DNS) Run(ctx context.Context, found func([]Address)) error {
+	tick := time.NewTicker(lookup)
+	defer tick.Stop()
+	failed := false
+	for {
+		all, err := d.find(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if (err != nil) != failed {
+			d.Log.Warn("looking up peers", "host", d.Host, "error", err)
+		}
+		if failed = err != nil; !failed {
+			found(all)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (d *DNS) find(ctx context.Context) (all []Address, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	hosts, err := net.DefaultResolver.LookupHost(ctx, d.Host)
+	for _, host := range hosts {
+		target := net.JoinHostPort(host, d.Port)
+		all = append(all, Address{target, target})
+	}
+	return all, err
+}

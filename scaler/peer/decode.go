@@ -1,0 +1,199 @@
+package peer
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"gpuscaler/scaler/attribution"
+	"gpuscaler/scaler/fleet"
+	pb "gpuscaler/scaler/peer/peerpb"
+	"gpuscaler/scaler/window"
+	"gpuscaler/shared/snapshot"
+)
+
+// Bounds on what a peer may say of its node.
+const (
+	mostDevices = 1024
+	mostPods    = 4096
+	mostMetrics = 256
+)
+
+// decoder understands the messages of one stream.
+type decoder struct {
+	// offset maps the sender's clock to ours: the smallest delay seen between the
+	// sending of a message and its arrival, which began at start.
+	start   time.Time
+	offset  time.Duration
+	elapsed time.Duration
+	started bool
+
+	layout  *pb.Layout
+	metrics []snapshot.Metric // by position; without a name: not known here
+	devices []fleet.Device
+	pods    *fleet.Pods
+}
+
+// decode is the node that a message tells of, which arrived at now. Nothing in it
+// is believed: an error says what is wrong, and ends the stream.
+func (d *decoder) decode(s *pb.State, now time.Time) (*fleet.Node, error) {
+	if l := s.GetLayout(); l != nil {
+		if err := d.arrange(l); err != nil {
+			return nil, err
+		}
+	}
+	if d.layout == nil {
+		return nil, errors.New("the first message has no layout")
+	}
+	if len(s.GetReadings()) != len(d.devices) {
+		return nil, fmt.Errorf("%d readings of %d devices", len(s.GetReadings()), len(d.devices))
+	}
+	sent, err := d.sent(s, now)
+	if err != nil {
+		return nil, err
+	}
+	n := fleet.Node{Name: d.layout.GetNode(), PodsKnown: d.layout.GetPodsKnown(), Devices: make([]*fleet.Device, 0, len(d.devices))}
+	if n.Heard, err = before(sent, s.HeardAgeUs); err != nil { //nolint:protogetter // absent is not 0
+		return nil, err
+	}
+	if n.Allocated, err = before(sent, s.AllocatedAgeUs); err != nil { //nolint:protogetter // absent is not 0
+		return nil, err
+	}
+	for i, r := range s.GetReadings() {
+		device, err := d.device(i, r, sent)
+		if err != nil {
+			return nil, fmt.Errorf("device %s: %w", d.devices[i].ID, err)
+		}
+		n.Devices = append(n.Devices, device)
+	}
+	return n.With(d.pods), nil
+}
+
+// sent says when, by our clock, a message was sent.
+func (d *decoder) sent(s *pb.State, now time.Time) (time.Time, error) {
+	elapsed := time.Duration(s.GetElapsedUs()) * time.Microsecond
+	if elapsed < d.elapsed {
+		return now, fmt.Errorf("elapsed went back from %v to %v", d.elapsed, elapsed)
+	}
+	d.elapsed = elapsed
+	if !d.started {
+		d.start, d.started = now, true
+		d.offset = -elapsed
+	}
+	arrived := now.Sub(d.start)
+	d.offset = min(d.offset, arrived-elapsed)
+	return d.start.Add(elapsed + d.offset), nil
+}
+
+// longest is an age beyond which nothing matters.
+const longest = 1000 * time.Hour
+
+func before(sent time.Time, ageUs *int64) (time.Time, error) {
+	if ageUs == nil {
+		return time.Time{}, nil
+	}
+	age := time.Duration(*ageUs) * time.Microsecond
+	if *ageUs < 0 {
+		return time.Time{}, fmt.Errorf("an age of %v", age)
+	}
+	if *ageUs > longest.Microseconds() {
+		age = longest
+	}
+	return sent.Add(-age), nil
+}
+
+func (d *decoder) device(i int, r *pb.Reading, sent time.Time) (*fleet.Device, error) {
+	device := d.devices[i]
+	device.Error = r.GetError()
+	var err error
+	if device.Heard, err = before(sent, &r.AgeUs); err != nil { //nolint:protogetter // its address
+		return nil, err
+	}
+	if len(r.GetMeans()) != len(r.GetMetrics())*len(window.Windows) {
+		return nil, fmt.Errorf("%d means of %d metrics", len(r.GetMeans()), len(r.GetMetrics()))
+	}
+	means := make(map[string]window.Means, len(r.GetMetrics()))
+	for i, at := range r.GetMetrics() {
+		if int(at) >= len(d.metrics) {
+			return nil, fmt.Errorf("metric %d of %d", at, len(d.metrics))
+		}
+		metric := d.metrics[at]
+		if metric.Name == "" {
+			continue // a newer peer's
+		}
+		var m window.Means
+		for w := range m {
+			m[w] = float64(r.GetMeans()[i*len(m)+w]) / 1000
+			if err := metric.Check(m[w]); err != nil {
+				return nil, err
+			}
+		}
+		means[metric.Name] = m
+	}
+	return device.Describe(means, r.GetFailed()), nil
+}
+
+// arrange takes over a layout.
+func (d *decoder) arrange(l *pb.Layout) error {
+	switch {
+	case l.GetNode() == "":
+		return errors.New("a node without a name")
+	case len(l.GetDevices()) > mostDevices:
+		return fmt.Errorf("%d devices; at most %d are allowed", len(l.GetDevices()), mostDevices)
+	case len(l.GetPods()) > mostPods || len(l.GetGone()) > mostPods:
+		return fmt.Errorf("%d pods, and %d that have gone; at most %d are allowed", len(l.GetPods()), len(l.GetGone()), mostPods)
+	case len(l.GetMetrics()) > mostMetrics:
+		return fmt.Errorf("%d metrics; at most %d are allowed", len(l.GetMetrics()), mostMetrics)
+	}
+	metrics := make([]snapshot.Metric, len(l.GetMetrics()))
+	for i, name := range l.GetMetrics() {
+		metrics[i], _ = snapshot.Lookup(name)
+	}
+	devices := make([]fleet.Device, len(l.GetDevices()))
+	for i, in := range l.GetDevices() {
+		devices[i] = fleet.Device{
+			ID: in.GetId(), Vendor: in.GetVendor(), Model: in.GetModel(), Parent: in.GetParent(), Profile: in.GetProfile(),
+			Index: int(in.GetIndex()), Instance: int(in.GetInstance()), MemoryTotalMiB: in.GetMemoryTotalMib(),
+		}
+	}
+	pods := make([]*fleet.Pod, len(l.GetPods()))
+	for i, in := range l.GetPods() {
+		p, err := describe(in, l.GetNode(), devices)
+		if err != nil {
+			return fmt.Errorf("pod %s/%s: %w", in.GetNamespace(), in.GetName(), err)
+		}
+		pods[i] = p
+	}
+	// The message's own memory goes with the next layout.
+	d.layout = &pb.Layout{Node: l.GetNode(), Version: l.GetVersion(), PodsKnown: l.GetPodsKnown()}
+	d.metrics, d.devices, d.pods = metrics, devices, fleet.NewPods(pods, l.GetGone())
+	return nil
+}
+
+func describe(in *pb.Pod, node string, devices []fleet.Device) (*fleet.Pod, error) {
+	p := &fleet.Pod{
+		Namespace: in.GetNamespace(), Name: in.GetName(), UID: in.GetUid(), Node: node, Labels: in.GetLabels(),
+		Ready: in.GetReady(), WasReady: in.GetWasReady(), Terminating: in.GetTerminating(),
+		Created: fromUnix(in.GetCreated()), Started: fromUnix(in.GetStarted()),
+	}
+	p.Unknown = in.GetUnknown()
+	for _, s := range in.GetShares() {
+		if int(s.GetDevice()) >= len(devices) || int(s.GetGpu()) >= len(devices) {
+			return nil, fmt.Errorf("device %d or %d of %d", s.GetDevice(), s.GetGpu(), len(devices))
+		}
+		if s.GetHolders() == 0 || s.GetGpuHolders() == 0 {
+			return nil, errors.New("a device that nobody holds")
+		}
+		p.Shares = append(p.Shares, attribution.Share{
+			Device: devices[s.GetDevice()].ID, GPU: devices[s.GetGpu()].ID, Holders: int(s.GetHolders()), GPUHolders: int(s.GetGpuHolders()),
+		})
+	}
+	return p, nil
+}
+
+func fromUnix(seconds int64) time.Time {
+	if seconds == 0 {
+		return time.Time{}
+	}
+	return time.Unix(seconds, 0)
+}
