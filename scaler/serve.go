@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 
 	"gpuscaler/profiles"
@@ -28,7 +29,6 @@ import (
 	"gpuscaler/scaler/status"
 	"gpuscaler/scaler/workload"
 	"gpuscaler/shared/fixture"
-	"gpuscaler/shared/snapshot"
 )
 
 type serveCommand struct {
@@ -46,6 +46,7 @@ type serveCommand struct {
 	AttributionStaleAfter time.Duration `default:"2m" help:"Age from which what the kubelet and the API server told of a workload's pods is no data."`
 	Tolerance             float64       `default:"0.1" help:"The HPA's: how far from 1 the ratio of mean and target may be with nothing done."`
 	NodeName              string        `help:"Name of this node, as Kubernetes has it. Default: the host's."`
+	peerOptions           `embed:""`
 
 	Workloads  string `enum:"auto,off" default:"auto" help:"auto: a trigger that names no scope is about the GPUs of its own workload's pods, where there is a Kubernetes API. off: about this node's; scope: workload is refused."`
 	Kubernetes string `name:"kubernetes" enum:"auto,off" default:"auto" help:"auto: use the Kubernetes API if there is one, as the pod's service account or as --kubeconfig says. off: never."`
@@ -78,14 +79,20 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	if c.Kubernetes == "off" && c.Kubeconfig != "" {
 		return fmt.Errorf("--kubeconfig: contradicts --kubernetes=off; leave one of them out")
 	}
+	if err := c.checkPeers(); err != nil {
+		return err
+	}
 	log := c.logger(os.Stderr)
-	node := fleet.NewLocal(c.NodeName, c.StaleAfter, log, time.Now())
+	var node *fleet.Local
+	if c.hasNode() {
+		node = fleet.NewLocal(c.NodeName, c.StaleAfter, log, time.Now())
+	}
+	nodes := fleet.New(node)
 	store, err := profiles.NewStore(c.Profiles, log)
 	if err != nil {
 		return err
 	}
-	ready := func(now time.Time) error { return node.Node().Ready(now, c.StaleAfter) }
-	service := externalscaler.NewService(fleet.New(node), store, c.StaleAfter, log)
+	service := externalscaler.NewService(nodes, store, c.StaleAfter, log)
 
 	// Everything that may be refused comes before the first part runs.
 	secure, err := servertls.New(servertls.Files{
@@ -100,6 +107,24 @@ func (c *serveCommand) Run(ctx context.Context) error {
 		log.Warn("KEDA's port is plaintext: whoever is on the network can read and change its answers; " +
 			"--tls-cert-file and --tls-private-key-file encrypt it, --client-ca-file keeps out clients without a certificate")
 	}
+	api, err := c.kubernetes(log)
+	if err != nil {
+		return err
+	}
+	workloads, withAPI, err := c.useKubernetes(api, service, node, log)
+	if err != nil {
+		return err
+	}
+	mesh, withPeers, err := c.usePeers(api, nodes, workloads, service, log)
+	if err != nil {
+		return err
+	}
+	ready := func(now time.Time) error {
+		if own := nodes.Own(); own != nil {
+			return own.Ready(now, c.StaleAfter)
+		}
+		return mesh.Ready(now, c.StaleAfter)
+	}
 	encryption := secure.Config(&tls.Config{MinVersion: tls.VersionTLS12})
 	keda, err := net.Listen("tcp", c.Listen)
 	if err != nil {
@@ -112,11 +137,7 @@ func (c *serveCommand) Run(ctx context.Context) error {
 			return externalscaler.NewServer(service, ready, encryption, log).Run(ctx, keda)
 		},
 	}
-	withAPI, err := c.useKubernetes(service, node, log)
-	if err != nil {
-		return err
-	}
-	run = append(run, withAPI...)
+	run = append(append(run, withAPI...), withPeers...)
 	httpAddress := ""
 	if c.HTTP != "" {
 		web, err := net.Listen("tcp", c.HTTP)
@@ -125,14 +146,16 @@ func (c *serveCommand) Run(ctx context.Context) error {
 		}
 		httpAddress = web.Addr().String()
 		run = append(run, func(ctx context.Context) error {
-			return status.Run(ctx, web, status.Handler(node.Node, ready), log)
+			return status.Run(ctx, web, status.Handler(nodes, ready), log)
 		})
 	}
-	source, err := c.source(node, log)
-	if err != nil {
-		return err
+	if node != nil {
+		source, err := c.source(node, log)
+		if err != nil {
+			return err
+		}
+		run = append(run, source)
 	}
-	run = append(run, source)
 
 	parts, ctx := errgroup.WithContext(ctx)
 	for _, part := range run {
@@ -144,8 +167,8 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	return err
 }
 
-// useKubernetes adds what needs the Kubernetes API, if there is one to be used.
-func (c *serveCommand) useKubernetes(service *externalscaler.Service, node *fleet.Local, log *slog.Logger) (run []func(context.Context) error, err error) {
+// kubernetes is how to reach the Kubernetes API; nil if there is none to be used.
+func (c *serveCommand) kubernetes(log *slog.Logger) (*rest.Config, error) {
 	if c.Kubernetes == "off" {
 		return nil, nil
 	}
@@ -159,31 +182,45 @@ func (c *serveCommand) useKubernetes(service *externalscaler.Service, node *flee
 	if err != nil {
 		return nil, fmt.Errorf("--kubeconfig: %w", err)
 	}
+	return config, nil
+}
+
+// useKubernetes adds what needs the Kubernetes API, if there is one: what knows
+// workloads is nil where nothing does.
+func (c *serveCommand) useKubernetes(config *rest.Config, service *externalscaler.Service, node *fleet.Local, log *slog.Logger) (*workload.Resolver, []func(context.Context) error, error) {
+	if config == nil {
+		return nil, nil, nil
+	}
 	recorder, err := events.New(config, c.NodeName, log)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	service.TellRefusals(recorder)
 	log.Info("bad metadata is told by events on the ScaledObject", "kubernetes", config.Host)
+	run := []func(context.Context) error{recorder.Run}
 	if c.Workloads == "off" {
-		return []func(context.Context) error{recorder.Run}, nil
+		return nil, run, nil
 	}
 	workloads, err := workload.New(config, log)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	run = append(run, workloads.Run)
 	service.UseWorkloads(workloads, evaluate.Limits{
 		StaleAfter: c.StaleAfter, AttributionStaleAfter: c.AttributionStaleAfter, Tolerance: c.Tolerance,
 	})
+	if node == nil {
+		return workloads, run, nil
+	}
 	watch, err := pods.New(config, c.NodeName, node, workloads, log)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	claims, err := resourceslices.New(config, c.NodeName, node, log)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return []func(context.Context) error{recorder.Run, workloads.Run, watch.Run, claims.Run}, nil
+	return workloads, append(run, watch.Run, claims.Run), nil
 }
 
 // source is the part that the readings come from.
@@ -196,10 +233,6 @@ func (c *serveCommand) source(node *fleet.Local, log *slog.Logger) (func(context
 		log.Info("replaying", "file", c.Replay, "samples", len(f.Samples), "period", f.Period())
 		return func(ctx context.Context) error { return replay.Run(ctx, f, node.Connect()) }, nil
 	}
-	if c.NVMLSocket == "" {
-		log.Warn("no --nvml-socket and no --replay: this scaler has no data and will answer Unavailable")
-		return func(context.Context) error { return nil }, nil
-	}
 	l, err := ingest.Listen(ingest.Options{
 		Path: c.NVMLSocket, UIDs: c.uids(), FrameTimeout: c.StaleAfter, Log: log,
 		Connect: func(uid int) ingest.Sink { return c.role(uid, node.Connect()) },
@@ -209,41 +242,4 @@ func (c *serveCommand) source(node *fleet.Local, log *slog.Logger) (func(context
 	}
 	log.Info("listening for readers", "socket", c.NVMLSocket, "uids", c.uids())
 	return l.Run, nil
-}
-
-// uids are the users whose readers are accepted; none are all.
-func (c *serveCommand) uids() (uids []int) {
-	if c.NVMLUID < 0 {
-		return nil
-	}
-	if uids = []int{c.NVMLUID}; c.PodResourcesUID >= 0 {
-		uids = append(uids, c.PodResourcesUID)
-	}
-	return uids
-}
-
-// role is what a user's readers may say: those of --nvml-uid what devices there
-// are, those of --podresources-uid which pods hold them.
-func (c *serveCommand) role(uid int, to ingest.Sink) ingest.Sink {
-	if c.NVMLUID < 0 || c.NVMLUID == c.PodResourcesUID {
-		return to
-	}
-	return &limited{to, uid == c.NVMLUID, uid == c.PodResourcesUID}
-}
-
-// limited refuses what its writer has no business to say.
-type limited struct {
-	ingest.Sink
-	devices, allocation bool
-}
-
-// Apply hands a sample on.
-func (l *limited) Apply(s *snapshot.Sample, now time.Time) error {
-	if len(s.Devices) > 0 && !l.devices {
-		return fmt.Errorf("this user's readers may not report devices: it is not --nvml-uid")
-	}
-	if s.Allocation != nil && !l.allocation {
-		return fmt.Errorf("this user's readers may not say which pods hold devices: it is not --podresources-uid")
-	}
-	return l.Sink.Apply(s, now)
 }

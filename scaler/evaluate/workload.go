@@ -105,20 +105,16 @@ func ForWorkload(t *trigger.Trigger, f Fleet, w *Workload, now time.Time, limits
 	return d, nil
 }
 
-// ActiveForWorkload is Active for the pods of a workload. A pod of which nothing
-// is heard may be busy: then inactive is not known.
-func ActiveForWorkload(t *trigger.Trigger, f Fleet, w *Workload, now time.Time, limits Limits) (bool, error) {
-	if t.AlwaysActive {
-		return true, nil
+// Gaps is of how many pods or nodes nothing is known.
+func (d *Decision) Gaps() int {
+	if d.Replicas != nil {
+		return d.Replicas.Missing
 	}
-	d, err := ForWorkload(t, f, w, now, limits)
-	if err != nil {
-		return false, err
-	}
-	return d.Activity(w)
+	return d.Silent
 }
 
-// Activity is whether the decision's workload is active: see ActiveForWorkload.
+// Activity is whether the decision's workload is active. A pod of which nothing is
+// heard may be busy: then inactive is not known.
 func (d *Decision) Activity(w *Workload) (bool, error) {
 	if d.Active {
 		return true, nil

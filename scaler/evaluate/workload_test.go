@@ -101,6 +101,15 @@ func (s scene) at(t *testing.T) (*fleet.Fleet, *Workload) {
 	return f, &w
 }
 
+// activity is whether the workload is active.
+func activity(t *trigger.Trigger, f Fleet, w *Workload, now time.Time, limits Limits) (bool, error) {
+	d, err := ForWorkload(t, f, w, now, limits)
+	if err != nil {
+		return false, err
+	}
+	return d.Activity(w)
+}
+
 // utilization is a trigger on it, with a target of 50, over the last sample.
 func utilization(more metadata) metadata {
 	md := metadata{"metricType": "gpu_utilization", "targetValue": "50", "window": "0s"}
@@ -230,11 +239,8 @@ func TestWorkloadErrors(t *testing.T) {
 			require.ErrorAs(t, err, &e)
 			assert.True(t, strings.HasSuffix(e.Reason, c.want), "%s", e.Reason)
 			assert.Equal(t, c.kind, e.Kind)
-			_, err = ActiveForWorkload(parse(t, utilization(c.md)), f, w, at(c.now), limits)
+			_, err = activity(parse(t, utilization(c.md)), f, w, at(c.now), limits)
 			require.EqualError(t, err, e.Reason, "whether it is active is not known either")
-			active, err := ActiveForWorkload(parse(t, metadata{"profile": "training"}), f, w, at(c.now), limits)
-			require.NoError(t, err)
-			assert.True(t, active, "a profile that never scales to zero")
 		})
 	}
 }
@@ -262,7 +268,7 @@ func TestInactiveOnlyIfKnown(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, w := c.scene.at(t)
-			active, err := ActiveForWorkload(parse(t, utilization(nil)), f, w, at(2), limits)
+			active, err := activity(parse(t, utilization(nil)), f, w, at(2), limits)
 			assert.False(t, active)
 			if c.want == "" {
 				require.NoError(t, err)
@@ -315,7 +321,7 @@ func TestStartupTimeout(t *testing.T) {
 		if c.timeout != "" {
 			md["startupTimeout"] = c.timeout
 		}
-		active, err := ActiveForWorkload(parse(t, md), f, w, at(c.age), limits)
+		active, err := activity(parse(t, md), f, w, at(c.age), limits)
 		require.NoError(t, err)
 		assert.Equal(t, c.active, active, "%+v", c)
 	}
@@ -330,7 +336,7 @@ func TestStartupTimeoutWithoutANode(t *testing.T) {
 		age    float64
 		active bool
 	}{{4, true}, {6, false}} {
-		active, err := ActiveForWorkload(parse(t, utilization(metadata{"startupTimeout": "5s"})), f, w, at(c.age), limits)
+		active, err := activity(parse(t, utilization(metadata{"startupTimeout": "5s"})), f, w, at(c.age), limits)
 		require.NoError(t, err)
 		assert.Equal(t, c.active, active, "%+v", c)
 	}

@@ -31,6 +31,9 @@ type Fleet interface {
 type Peers interface {
 	// Asked says that somebody does. It must not wait.
 	Asked()
+	// Settled says whether all have been heard that can be: else what is missing may
+	// be there in a moment.
+	Settled() bool
 }
 
 // Profiles is where the profiles come from.
@@ -169,11 +172,20 @@ func (s *Service) decide(t *trigger.Trigger, ref *pb.ScaledObjectRef) (evaluate.
 		if err != nil {
 			return evaluate.Decision{}, err
 		}
-		return evaluate.ForWorkload(t, s.fleet, w, time.Now(), s.limits)
+		return s.settled(evaluate.ForWorkload(t, s.fleet, w, time.Now(), s.limits))
 	case t.Scope == trigger.ScopeCluster && s.peers != nil:
-		return evaluate.ForCluster(t, s.fleet, time.Now(), s.limits.StaleAfter)
+		return s.settled(evaluate.ForCluster(t, s.fleet, time.Now(), s.limits.StaleAfter))
 	}
 	return evaluate.Evaluate(t, s.fleet.Own(), time.Now(), s.limits.StaleAfter)
+}
+
+// settled refuses a decision with gaps that may be filled in a moment: a scaler that
+// has just begun to listen to its peers.
+func (s *Service) settled(d evaluate.Decision, err error) (evaluate.Decision, error) {
+	if err == nil && s.peers != nil && d.Gaps() > 0 && !s.peers.Settled() {
+		return evaluate.Decision{}, &evaluate.Error{Kind: evaluate.Unavailable, Reason: "not all nodes are heard yet: this scaler has just begun to listen to them"}
+	}
+	return d, err
 }
 
 func (s *Service) active(t *trigger.Trigger, ref *pb.ScaledObjectRef) (bool, error) {
@@ -185,7 +197,11 @@ func (s *Service) active(t *trigger.Trigger, ref *pb.ScaledObjectRef) (bool, err
 		if err != nil {
 			return false, err
 		}
-		return evaluate.ActiveForWorkload(t, s.fleet, w, time.Now(), s.limits)
+		d, err := s.settled(evaluate.ForWorkload(t, s.fleet, w, time.Now(), s.limits))
+		if err != nil {
+			return false, err
+		}
+		return d.Activity(w)
 	}
 	d, err := s.decide(t, ref)
 	return d.Active, err

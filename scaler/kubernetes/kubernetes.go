@@ -7,8 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -51,12 +54,21 @@ func Config(kubeconfig, userAgent string) (*rest.Config, error) {
 // Core is a client that knows core/v1 alone: client-go's own links the types of all
 // APIs.
 func Core(config *rest.Config) (rest.Interface, error) {
+	return typed(config, "/api", corev1.SchemeGroupVersion, corev1.AddToScheme)
+}
+
+// Discovery is a client that knows discovery.k8s.io/v1 alone.
+func Discovery(config *rest.Config) (rest.Interface, error) {
+	return typed(config, "/apis", discoveryv1.SchemeGroupVersion, discoveryv1.AddToScheme)
+}
+
+func typed(config *rest.Config, path string, version schema.GroupVersion, add func(*runtime.Scheme) error) (rest.Interface, error) {
 	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
+	if err := add(scheme); err != nil {
 		return nil, err
 	}
 	config = rest.CopyConfig(config)
-	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	config.APIPath, config.GroupVersion = path, &version
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
@@ -99,4 +111,21 @@ func load(kubeconfig string) (*rest.Config, error) {
 		return nil, fmt.Errorf("kubeconfig %s: %w", kubeconfig, err)
 	}
 	return config, nil
+}
+
+// namespaceFile has the namespace of the pod, beside its token.
+const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+// Namespace is the pod's own, or that of a kubeconfig file's context.
+func Namespace(kubeconfig string) (string, error) {
+	if kubeconfig == "" {
+		text, err := os.ReadFile(namespaceFile)
+		if err != nil {
+			return "", fmt.Errorf("the pod's namespace: %w", err)
+		}
+		return strings.TrimSpace(string(text)), nil
+	}
+	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: kubeconfig}
+	namespace, _, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).Namespace()
+	return namespace, err
 }

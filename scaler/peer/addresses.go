@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"strings"
 	"time"
 )
@@ -16,8 +15,8 @@ const (
 	lookupTimeout = 5 * time.Second
 )
 
-// Static is peers that never change.
-type Static []Address
+// Static is peers that never change, by host and port.
+type Static []string
 
 // ParseStatic reads hosts and ports, separated by commas.
 func ParseStatic(list string) (s Static, err error) {
@@ -26,9 +25,7 @@ func ParseStatic(list string) (s Static, err error) {
 		if err := checkTarget(target); err != nil {
 			return nil, err
 		}
-		if a := (Address{target, target}); !slices.Contains(s, a) {
-			s = append(s, a)
-		}
+		s = append(s, target)
 	}
 	return s, nil
 }
@@ -45,8 +42,12 @@ func checkTarget(target string) error {
 }
 
 // Run tells of them once.
-func (s Static) Run(ctx context.Context, found func([]Address)) error {
-	found(s)
+func (s Static) Run(ctx context.Context, found func(peers map[string]string)) error {
+	all := map[string]string{}
+	for _, target := range s {
+		all[target] = target
+	}
+	found(all)
 	<-ctx.Done()
 	return nil
 }
@@ -68,7 +69,7 @@ func ParseDNS(target string, log *slog.Logger) (*DNS, error) {
 
 // Run looks the name up every few seconds. While it cannot be looked up, what was
 // found stays.
-func (d *DNS) Run(ctx context.Context, found func([]Address)) error {
+func (d *DNS) Run(ctx context.Context, found func(peers map[string]string)) error {
 	tick := time.NewTicker(lookup)
 	defer tick.Stop()
 	failed := false
@@ -91,13 +92,14 @@ func (d *DNS) Run(ctx context.Context, found func([]Address)) error {
 	}
 }
 
-func (d *DNS) find(ctx context.Context) (all []Address, err error) {
+func (d *DNS) find(ctx context.Context) (all map[string]string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	hosts, err := net.DefaultResolver.LookupHost(ctx, d.Host)
+	all = make(map[string]string, len(hosts))
 	for _, host := range hosts {
 		target := net.JoinHostPort(host, d.Port)
-		all = append(all, Address{target, target})
+		all[target] = target
 	}
 	return all, err
 }

@@ -46,18 +46,15 @@ const (
 	sweep = time.Minute
 )
 
-// Address is where a peer listens.
-type Address struct {
-	// Target is host and port; Name is what people know the peer by.
-	Target, Name string
-}
-
 // Discovery finds peers.
 type Discovery interface {
-	// Run tells of all peers each time that they change, until ctx is done. An
-	// error ends it for good.
-	Run(ctx context.Context, found func([]Address)) error
+	// Run tells of all peers each time that they change, until ctx is done: by host
+	// and port the name that people know each by. An error ends it for good.
+	Run(ctx context.Context, found func(peers map[string]string)) error
 }
+
+// address is where a peer listens.
+type address struct{ target, name string }
 
 // Listener is told which pods came, went or changed their readiness. It must not
 // wait.
@@ -121,6 +118,24 @@ func (m *Mesh) Settled() bool {
 	return m.discovered.Load() && len(m.o.Fleet.Unheard()) == 0
 }
 
+// Ready says why nothing can be answered for lack of peers, or nil. Who has not
+// been asked yet, or has just begun to listen, or has no peers, is ready.
+func (m *Mesh) Ready(now time.Time, staleAfter time.Duration) error {
+	if m.opened.Load() == 0 || !m.Settled() {
+		return nil
+	}
+	nodes, unheard := m.o.Fleet.Nodes(), m.o.Fleet.Unheard()
+	for _, n := range nodes {
+		if now.Sub(n.Heard) <= staleAfter {
+			return nil
+		}
+	}
+	if len(nodes)+len(unheard) == 0 {
+		return nil
+	}
+	return fmt.Errorf("nothing heard for %s from any of %d peers", staleAfter, len(nodes)+len(unheard))
+}
+
 // Run listens to peers, while somebody asks, until ctx is done.
 func (m *Mesh) Run(ctx context.Context) error {
 	for {
@@ -148,11 +163,11 @@ func (m *Mesh) listen(ctx context.Context) error {
 	}()
 	m.opened.Store(int64(time.Since(m.began)) + 1)
 	m.o.Log.Info("listening to peers", "for", idle)
-	known := map[Address]context.CancelFunc{}
-	found := make(chan []Address)
+	known := map[address]context.CancelFunc{}
+	found := make(chan map[string]string)
 	failed := make(chan error, 1)
 	streams.Go(func() {
-		failed <- m.o.Discovery.Run(ctx, func(all []Address) {
+		failed <- m.o.Discovery.Run(ctx, func(all map[string]string) {
 			select {
 			case found <- all:
 			case <-ctx.Done():
@@ -185,23 +200,24 @@ func (m *Mesh) listen(ctx context.Context) error {
 }
 
 // follow opens streams to new peers and ends those to peers that are no more.
-func (m *Mesh) follow(ctx context.Context, streams *sync.WaitGroup, known map[Address]context.CancelFunc, all []Address) {
+func (m *Mesh) follow(ctx context.Context, streams *sync.WaitGroup, known map[address]context.CancelFunc, all map[string]string) {
 	came, went := 0, 0
 	for a, stop := range known {
-		if !slices.Contains(all, a) {
+		if name, still := all[a.target]; !still || name != a.name {
 			stop()
 			delete(known, a)
 			went++
 		}
 	}
-	for _, a := range all {
+	for target, name := range all {
+		a := address{target, name}
 		if known[a] != nil {
 			continue
 		}
 		came++
 		of, stop := context.WithCancel(ctx)
 		known[a] = stop
-		peer := m.o.Fleet.Join(a.Name) // now, so that it is missed at once
+		peer := m.o.Fleet.Join(a.name) // now, so that it is missed at once
 		streams.Go(func() {
 			defer peer.Leave()
 			m.watch(of, a, peer)
@@ -213,12 +229,12 @@ func (m *Mesh) follow(ctx context.Context, streams *sync.WaitGroup, known map[Ad
 }
 
 // watch listens to one peer until ctx is done.
-func (m *Mesh) watch(ctx context.Context, a Address, peer *fleet.Peer) {
+func (m *Mesh) watch(ctx context.Context, a address, peer *fleet.Peer) {
 	secure := m.o.Secure
 	if secure == nil {
 		secure = insecure.NewCredentials()
 	}
-	conn, err := grpc.NewClient("passthrough:///"+a.Target,
+	conn, err := grpc.NewClient("passthrough:///"+a.target,
 		grpc.WithTransportCredentials(secure), grpc.WithNoProxy(), grpc.WithDisableServiceConfig(), grpc.WithIdleTimeout(0),
 		grpc.WithReadBufferSize(readBuffer), grpc.WithWriteBufferSize(writeBuffer), grpc.WithSharedWriteBuffer(true),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(mostState)),
@@ -227,7 +243,7 @@ func (m *Mesh) watch(ctx context.Context, a Address, peer *fleet.Peer) {
 			BaseDelay: firstRetry, Multiplier: 1.6, Jitter: 0.2, MaxDelay: lastRetry,
 		}}))
 	if err != nil {
-		m.o.Log.Error("peer's address", "peer", a.Name, "target", a.Target, "error", err)
+		m.o.Log.Error("peer's address", "peer", a.name, "target", a.target, "error", err)
 		return
 	}
 	defer func() { _ = conn.Close() }()
@@ -253,7 +269,7 @@ func (m *Mesh) watch(ctx context.Context, a Address, peer *fleet.Peer) {
 			fallthrough
 		default:
 			if heard || told != err.Error() {
-				m.o.Log.Warn("peer is not heard", "peer", a.Name, "target", a.Target, "error", err)
+				m.o.Log.Warn("peer is not heard", "peer", a.name, "target", a.target, "error", err)
 			}
 			told = err.Error()
 		}
@@ -266,7 +282,7 @@ func (m *Mesh) watch(ctx context.Context, a Address, peer *fleet.Peer) {
 }
 
 // stream hears one stream to its end, and says whether it told of anything.
-func (m *Mesh) stream(ctx context.Context, conn *grpc.ClientConn, a Address, peer *fleet.Peer) (heard bool, err error) {
+func (m *Mesh) stream(ctx context.Context, conn *grpc.ClientConn, a address, peer *fleet.Peer) (heard bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	select {
@@ -296,7 +312,7 @@ func (m *Mesh) stream(ctx context.Context, conn *grpc.ClientConn, a Address, pee
 			return heard, err
 		}
 		if !heard {
-			m.o.Log.Debug("peer is heard", "peer", a.Name, "node", n.Name)
+			m.o.Log.Debug("peer is heard", "peer", a.name, "node", n.Name)
 		}
 		heard = true
 		if taken && m.o.Listener != nil && state.GetLayout() != nil {

@@ -58,9 +58,9 @@ func (n *peerNode) say(t *testing.T, utilization float64) {
 }
 
 // addresses is a discovery that the test changes.
-type addresses chan []Address
+type addresses chan map[string]string
 
-func (a addresses) Run(ctx context.Context, found func([]Address)) error {
+func (a addresses) Run(ctx context.Context, found func(map[string]string)) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -141,7 +141,7 @@ func TestMesh(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	m.Asked()
-	found <- []Address{{a.address, "a"}, {b.address, "b"}}
+	found <- map[string]string{a.address: "a", b.address: "b"}
 	eventually(t, func() bool { return utilization(f, "a") == 10 && utilization(f, "b") == 20 }, "both are heard")
 	eventually(t, m.Settled, "all are heard")
 
@@ -170,7 +170,7 @@ func TestMesh(t *testing.T) {
 	again.say(t, 40)
 	eventually(t, func() bool { return utilization(f, "a") == 40 }, "it is back")
 
-	found <- []Address{{again.address, "a"}}
+	found <- map[string]string{again.address: "a"}
 	eventually(t, func() bool {
 		b.say(t, 99)
 		return time.Since(f.Node("b").Heard) > 300*time.Millisecond
@@ -182,7 +182,7 @@ func TestOwnAddress(t *testing.T) {
 	me := start(t, "me", "127.0.0.1:0")
 	own := fleet.NewLocal("me", time.Second, nopLog, time.Now())
 	f := fleet.New(own)
-	m := NewMesh(Options{Fleet: f, Discovery: Static{{me.address, "me"}}, Log: nopLog})
+	m := NewMesh(Options{Fleet: f, Discovery: Static{me.address}, Log: nopLog})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
@@ -195,7 +195,7 @@ func TestOwnAddress(t *testing.T) {
 
 // Nobody is waited for longer than a while.
 func TestSettledWithoutThem(t *testing.T) {
-	_, m := listen(t, nil, Static{{"127.0.0.1:1", "nobody"}}, nil)
+	_, m := listen(t, nil, Static{"127.0.0.1:1"}, nil)
 	assert.False(t, m.Settled())
 	m.Asked()
 	assert.Never(t, m.Settled, time.Second, 50*time.Millisecond)
@@ -203,9 +203,9 @@ func TestSettledWithoutThem(t *testing.T) {
 }
 
 func TestParseAddresses(t *testing.T) {
-	s, err := ParseStatic("a:6001, [::1]:6002,a:6001")
+	s, err := ParseStatic("a:6001, [::1]:6002")
 	require.NoError(t, err)
-	assert.Equal(t, Static{{"a:6001", "a:6001"}, {"[::1]:6002", "[::1]:6002"}}, s)
+	assert.Equal(t, Static{"a:6001", "[::1]:6002"}, s)
 	for _, bad := range []string{"", "a", "a:", ":6001", "a:1,"} {
 		_, err := ParseStatic(bad)
 		require.ErrorContains(t, err, "allowed is host:port", bad)
@@ -218,17 +218,17 @@ func TestDNS(t *testing.T) {
 	d, err := ParseDNS("localhost:6001", nopLog)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
-	found := make(chan []Address)
+	found := make(chan map[string]string)
 	done := make(chan error, 1)
 	go func() {
-		done <- d.Run(ctx, func(all []Address) {
+		done <- d.Run(ctx, func(all map[string]string) {
 			select {
 			case found <- all:
 			case <-ctx.Done():
 			}
 		})
 	}()
-	assert.Contains(t, <-found, Address{"127.0.0.1:6001", "127.0.0.1:6001"})
+	assert.Equal(t, "127.0.0.1:6001", (<-found)["127.0.0.1:6001"])
 	cancel()
 	require.NoError(t, <-done)
 }

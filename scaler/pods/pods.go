@@ -10,26 +10,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
 
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/kubernetes"
 	"gpuscaler/scaler/pod"
 )
-
-// How soon a watch that broke is tried again, at first and at last, plus up to as
-// much again at random: there is one on every GPU node. It is sooner than
-// client-go's half a minute, because pods that end meanwhile go on counting.
-const (
-	firstRetry = 500 * time.Millisecond
-	lastRetry  = 8 * time.Second
-)
-
-// settle is how long changes are collected before they are told: pods change
-// several times while they start.
-const settle = 100 * time.Millisecond
 
 // Sink takes all pods of the node.
 type Sink interface {
@@ -65,77 +51,27 @@ func New(config *rest.Config, node string, sink Sink, listener Listener, log *sl
 // Run watches until ctx is done. While the API server cannot be reached it goes
 // on trying, and what was told last stays.
 func (w *Watch) Run(ctx context.Context) error {
-	known := &store{Store: cache.NewStore(cache.MetaNamespaceKeyFunc), changed: make(chan struct{}, 1)}
-	reflector := cache.NewReflectorWithOptions(
-		cache.NewListWatchFromClient(w.client, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", w.node)),
-		&corev1.Pod{}, known, cache.ReflectorOptions{Name: "pods", Backoff: &wait.Backoff{
-			Duration: firstRetry, Cap: lastRetry, Factor: 2, Jitter: 1, Steps: 10,
-		}})
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		reflector.RunWithContext(ctx)
-	}()
-	defer func() { <-ended }()
-	for first := true; ; first = false {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-known.changed:
-		}
+	first := true
+	kubernetes.Watch{
+		Client: w.client, Resource: "pods", Type: &corev1.Pod{}, Strip: strip,
+		Select: func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", w.node).String()
+		},
+	}.Run(ctx, func(all []any) {
 		if first {
-			w.log.Info("the node's pods are known", "pods", len(known.ListKeys()))
-		} else { // what comes together is told together
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(settle):
-			}
-			select {
-			case <-known.changed:
-			default:
-			}
+			w.log.Info("the node's pods are known", "pods", len(all))
+			first = false
 		}
-		w.tell(known)
-	}
-}
-
-// store is what the reflector fills: stripped pods. An informer has a queue of
-// everything besides, and no say in how soon it tries again.
-type store struct {
-	cache.Store
-	changed chan struct{}
-}
-
-func (s *store) note(err error) error {
-	select {
-	case s.changed <- struct{}{}:
-	default:
-	}
-	return err
-}
-
-func (s *store) Add(o any) error    { return s.note(s.Store.Add(strip(o))) }
-func (s *store) Update(o any) error { return s.note(s.Store.Update(strip(o))) }
-func (s *store) Delete(o any) error { return s.note(s.Store.Delete(o)) }
-
-func (s *store) Replace(all []any, version string) error {
-	for i := range all {
-		all[i] = strip(all[i])
-	}
-	return s.note(s.Store.Replace(all, version))
-}
-
-// Transformer has a list stripped while it comes in.
-func (s *store) Transformer() cache.TransformFunc {
-	return func(o any) (any, error) { return strip(o), nil }
+		w.tell(all)
+	})
+	return nil
 }
 
 // tell hands over the pods that count. One that has been seen ready was.
-func (w *Watch) tell(store cache.Store) {
+func (w *Watch) tell(objects []any) {
 	var all, changed []fleet.Pod
 	told := make(map[string]fleet.Pod)
-	for _, object := range store.List() {
+	for _, object := range objects {
 		o := object.(*corev1.Pod)
 		if pod.Ended(o) {
 			continue

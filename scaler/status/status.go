@@ -18,7 +18,7 @@ import (
 
 // Handler serves /healthz (200 while the process works), /readyz (503 with the
 // reason while ready returns one) and /state.
-func Handler(node func() *fleet.Node, ready func(now time.Time) error) http.Handler {
+func Handler(nodes *fleet.Fleet, ready func(now time.Time) error) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprintln(w, "ok")
@@ -32,7 +32,7 @@ func Handler(node func() *fleet.Node, ready func(now time.Time) error) http.Hand
 	})
 	mux.HandleFunc("GET /state", func(w http.ResponseWriter, _ *http.Request) {
 		now := time.Now()
-		state := Describe(node(), now)
+		state := Describe(nodes, now)
 		if err := ready(now); err != nil {
 			state.NotReady = err.Error()
 		}
@@ -46,7 +46,8 @@ func Handler(node func() *fleet.Node, ready func(now time.Time) error) http.Hand
 
 // State is the answer of /state.
 type State struct {
-	Node string `json:"node"`
+	// Node is this scaler's own; absent where it has none.
+	Node string `json:"node,omitempty"`
 	// NotReady is why the node's data cannot be used, if it cannot.
 	NotReady string   `json:"notReady,omitempty"`
 	Writers  []Writer `json:"writers"`
@@ -57,6 +58,19 @@ type State struct {
 	KubeletAgeSeconds *float64 `json:"kubeletAgeSeconds,omitempty"`
 	// LeftOut counts the readings that could not be used since the start.
 	LeftOut uint64 `json:"leftOutTotal"`
+	// Peers are other nodes that have been heard, Unheard the peers that have not
+	// told of any.
+	Peers   []Peer   `json:"peers,omitempty"`
+	Unheard []string `json:"unheard,omitempty"`
+}
+
+// Peer is another node, of which its scaler tells.
+type Peer struct {
+	Node string `json:"node"`
+	// AgeSeconds is how old its newest reading is; absent: it has none.
+	AgeSeconds *float64 `json:"ageSeconds,omitempty"`
+	Devices    int      `json:"devices"`
+	Pods       int      `json:"pods"`
 }
 
 // Writer is one connected reader.
@@ -99,9 +113,28 @@ type Holds struct {
 	Holders int    `json:"holders"`
 }
 
-// Describe renders a node for JSON.
-func Describe(n *fleet.Node, now time.Time) State {
-	s := State{Node: n.Name, LeftOut: n.LeftOut, Writers: []Writer{}, Devices: []Device{}}
+// Describe renders a fleet for JSON: its own node whole, of others how old they are.
+func Describe(f *fleet.Fleet, now time.Time) State {
+	own := f.Own()
+	s := State{Writers: []Writer{}, Devices: []Device{}, Unheard: f.Unheard()}
+	if own != nil {
+		s.describe(own, now)
+	}
+	for _, n := range f.Nodes() {
+		if n == own {
+			continue
+		}
+		p := Peer{Node: n.Name, Devices: len(n.Devices), Pods: len(n.Pods)}
+		if !n.Heard.IsZero() {
+			p.AgeSeconds = new(now.Sub(n.Heard).Seconds())
+		}
+		s.Peers = append(s.Peers, p)
+	}
+	return s
+}
+
+func (s *State) describe(n *fleet.Node, now time.Time) {
+	s.Node, s.LeftOut = n.Name, n.LeftOut
 	for _, w := range n.Writers {
 		s.Writers = append(s.Writers, Writer{w.Name, w.Version, now.Sub(w.Heard).Seconds(), w.Error})
 	}
@@ -132,7 +165,6 @@ func Describe(n *fleet.Node, now time.Time) State {
 		}
 		s.Pods = append(s.Pods, pod)
 	}
-	return s
 }
 
 // label is the window as triggers name it.
