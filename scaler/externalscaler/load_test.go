@@ -136,7 +136,7 @@ func TestClientsThatGo(t *testing.T) {
 func TestAnswersFromMemory(t *testing.T) {
 	r := serve(t, minute)
 	r.utilization(t, 75)
-	service := NewService(r.node.fleet(), r.shelf, minute, nopLog)
+	service := NewService(r.fleet(), r.shelf, minute, nopLog)
 	allocations := testing.AllocsPerRun(200, func() {
 		_, err := service.GetMetrics(t.Context(), &pb.GetMetricsRequest{ScaledObjectRef: ref(nil)})
 		assert.NoError(t, err)

@@ -70,7 +70,7 @@ type bubble struct {
 func inBubble(t *testing.T, md metadata, first []float64, test func(b *bubble)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bubble{node: newNode(10 * time.Second), tape: newTape[pb.IsActiveResponse](t.Context()), t: t, shelf: newShelf(), end: make(chan error, 1)}
-		b.service = NewService(b.node.fleet(), b.shelf, b.staleAfter, nopLog)
+		b.service = NewService(b.fleet(), b.shelf, b.staleAfter, nopLog)
 		if first != nil {
 			b.utilization(t, first...)
 		}

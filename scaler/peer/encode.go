@@ -60,7 +60,7 @@ func (e *encoder) layout(n *fleet.Node, now time.Time) *pb.Layout {
 	slices.Sort(l.Gone)
 	at := make(map[string]uint32, len(n.Devices))
 	for i, d := range n.Devices {
-		at[d.ID] = uint32(i) //nolint:gosec // devices are bounded
+		at[d.ID] = uint32(i)
 		l.Devices = append(l.Devices, &pb.Device{
 			Id: d.ID, Vendor: d.Vendor, Model: d.Model, Parent: d.Parent, Profile: d.Profile,
 			Index: uint32(d.Index), Instance: uint32(d.Instance), MemoryTotalMib: d.MemoryTotalMiB, //nolint:gosec // validated by their reader
@@ -123,7 +123,7 @@ func reading(d *fleet.Device, metrics []string, now time.Time) *pb.Reading {
 		if !ok {
 			continue
 		}
-		r.Metrics = append(r.Metrics, uint32(i)) //nolint:gosec // names of metrics
+		r.Metrics = append(r.Metrics, uint32(i))
 		for _, v := range m {
 			r.Means = append(r.Means, thousandths(v))
 		}
