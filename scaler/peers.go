@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/credentials"
 	"k8s.io/client-go/rest"
 
 	"gpuscaler/scaler/endpointslices"
@@ -15,6 +16,7 @@ import (
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/kubernetes"
 	"gpuscaler/scaler/peer"
+	"gpuscaler/scaler/servertls"
 	"gpuscaler/scaler/workload"
 )
 
@@ -22,6 +24,10 @@ type peerOptions struct {
 	Peers        string        `placeholder:"WHERE" help:"Scalers of other nodes: kubernetes:///SERVICE[.NAMESPACE]:PORT (those behind a headless Service), dns:///HOST:PORT (those behind a name), or HOST:PORT,... Empty: none, and this node alone is known."`
 	PeerListen   string        `default:":6001" help:"Address that tells peers of this node; with --peers only."`
 	PeerInterval time.Duration `default:"2s" help:"How often peers are told of this node."`
+	PeerTLSCert  string        `name:"peer-tls-cert-file" placeholder:"FILE" help:"Certificate towards peers, as server and as client, in PEM form. Read again when it changes, as are the two below. Empty: plaintext."`
+	PeerTLSKey   string        `name:"peer-tls-private-key-file" placeholder:"FILE" help:"Its key."`
+	PeerCA       string        `name:"peer-ca-file" placeholder:"FILE" help:"CA of all peers' certificates."`
+	PeerTLSName  string        `name:"peer-tls-name" placeholder:"NAME" help:"DNS name that each peer's certificate has to have. Default: the first of this one's."`
 }
 
 const (
@@ -41,6 +47,10 @@ func (c *serveCommand) checkPeers() error {
 		return fmt.Errorf("--nvml-socket: empty, with no --replay and no --peers: there is nothing to answer from; give one of them")
 	case c.PeerInterval < 100*time.Millisecond || c.PeerInterval > c.StaleAfter/2:
 		return fmt.Errorf("--peer-interval: %v is outside 100ms to %v (half of --stale-after)", c.PeerInterval, c.StaleAfter/2)
+	case (c.PeerTLSCert != "") != (c.PeerTLSKey != "") || (c.PeerTLSCert != "") != (c.PeerCA != ""):
+		return fmt.Errorf("--peer-tls-cert-file: needs --peer-tls-private-key-file and --peer-ca-file, and they need it: peers are both ends; give all three or none")
+	case c.PeerTLSName != "" && c.PeerTLSCert == "":
+		return fmt.Errorf("--peer-tls-name: %s is of no use without --peer-tls-cert-file", c.PeerTLSName)
 	case c.hasNode() && c.PeerListen == "":
 		return fmt.Errorf("--peer-listen: empty with --peers=%s: other nodes would not hear of this one; allowed is HOST:PORT or :PORT", c.Peers)
 	}
@@ -57,13 +67,28 @@ func (c *serveCommand) usePeers(api *rest.Config, nodes *fleet.Fleet, workloads 
 	if err != nil {
 		return nil, nil, fmt.Errorf("--peers: %w", err)
 	}
-	o := peer.Options{Fleet: nodes, Discovery: discovery, Name: c.NodeName, Version: version, Log: log}
+	secure, err := servertls.New(servertls.Files{
+		Certificate: servertls.File{Flag: "peer-tls-cert-file", Path: c.PeerTLSCert},
+		Key:         servertls.File{Flag: "peer-tls-private-key-file", Path: c.PeerTLSKey},
+		ClientCA:    servertls.File{Flag: "peer-ca-file", Path: c.PeerCA},
+	}, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	var asServer, asClient credentials.TransportCredentials
+	if secure.Mode() == "off" {
+		log.Warn("peers talk plaintext: whoever is on the network can be one; --peer-tls-cert-file, --peer-tls-private-key-file and --peer-ca-file keep others out")
+	} else {
+		server, client := secure.Peers(c.PeerTLSName)
+		asServer, asClient = credentials.NewTLS(server), credentials.NewTLS(client)
+	}
+	o := peer.Options{Fleet: nodes, Discovery: discovery, Secure: asClient, Name: c.NodeName, Version: version, Log: log}
 	if workloads != nil {
 		o.Listener = workloads
 	}
 	mesh := peer.NewMesh(o)
 	service.UsePeers(mesh)
-	run := []func(context.Context) error{mesh.Run}
+	run := []func(context.Context) error{secure.Run, mesh.Run}
 	if !c.hasNode() {
 		return mesh, run, nil
 	}
@@ -72,7 +97,7 @@ func (c *serveCommand) usePeers(api *rest.Config, nodes *fleet.Fleet, workloads 
 		return nil, nil, fmt.Errorf("--peer-listen: %w", err)
 	}
 	log.Info("telling peers of this node", "listen", l.Addr().String(), "interval", c.PeerInterval)
-	server := peer.NewServer(nodes, version, c.PeerInterval, nil, log)
+	server := peer.NewServer(nodes, version, c.PeerInterval, asServer, log)
 	return mesh, append(run, func(ctx context.Context) error { return server.Run(ctx, l) }), nil
 }
 

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"crypto/x509"
 	"fmt"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +16,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+
+	"gpuscaler/scaler/servertls/testca"
 )
 
 // peers are scalers that hear of each other: nodes that play a recording each,
@@ -43,9 +47,9 @@ func startPeers(t *testing.T, recordings ...string) *peers {
 }
 
 // startFront starts the front, and a client of each replica.
-func (p *peers) startFront(t *testing.T) {
+func (p *peers) startFront(t *testing.T, flags ...string) {
 	t.Helper()
-	front := start(t, nil, bin+"/scaler", p.flags(len(p.nodes), "--nvml-socket=", "--node-name=front")...)
+	front := start(t, nil, bin+"/scaler", p.flags(len(p.nodes), append(flags, "--nvml-socket=", "--node-name=front")...)...)
 	for i, address := range p.addresses {
 		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		require.NoError(t, err)
@@ -59,10 +63,10 @@ func (p *peers) startFront(t *testing.T) {
 	}
 }
 
-func (p *peers) startNode(t *testing.T, i int, recording string) {
+func (p *peers) startNode(t *testing.T, i int, recording string, flags ...string) {
 	t.Helper()
-	p.nodes[i] = start(t, nil, bin+"/scaler", p.flags(i,
-		"--replay=../../testdata/"+recording+".csv", fmt.Sprintf("--node-name=node-%d", i), "--peer-listen="+p.targets[i])...)
+	p.nodes[i] = start(t, nil, bin+"/scaler", p.flags(i, append(flags,
+		"--replay=../../testdata/"+recording+".csv", fmt.Sprintf("--node-name=node-%d", i), "--peer-listen="+p.targets[i])...)...)
 }
 
 func (p *peers) flags(i int, more ...string) []string {
@@ -134,4 +138,34 @@ func TestFrontAlone(t *testing.T) {
 	_, err := p.front().value(map[string]string{"scope": "node"})
 	require.Equal(t, codes.FailedPrecondition, status.Code(err))
 	assert.True(t, contains(err, "this scaler has no node of its own"))
+}
+
+// TestPeersWithTLS: with certificates of one CA and name peers hear of each other;
+// one with a certificate of another CA is neither heard nor told anything.
+func TestPeersWithTLS(t *testing.T) {
+	dir, ours, foreign := t.TempDir(), testca.New(t, "ours"), testca.New(t, "foreign")
+	files := func(name string, ca *testca.CA) []string {
+		pair := ca.Issue(t, testca.Leaf{Name: name, DNS: []string{"gpuscaler-peers"}, Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}})
+		for file, content := range map[string][]byte{name + ".crt": pair.Certificate, name + ".key": pair.Key, "ca.crt": ours.PEM} {
+			require.NoError(t, os.WriteFile(dir+"/"+file, content, 0o600))
+		}
+		return []string{"--peer-tls-cert-file=" + dir + "/" + name + ".crt", "--peer-tls-private-key-file=" + dir + "/" + name + ".key", "--peer-ca-file=" + dir + "/ca.crt"}
+	}
+	p := &peers{targets: []string{freeAddress(t), freeAddress(t), freeAddress(t)}, addresses: []string{freeAddress(t), freeAddress(t), freeAddress(t), freeAddress(t)}, nodes: make([]*process, 3)}
+	p.startNode(t, 0, "one-75", files("a", ours)...)
+	p.startNode(t, 1, "two-60-80", files("b", ours)...)
+	p.startNode(t, 2, "twenty-steps", files("c", foreign)...)
+	p.startFront(t, files("front", ours)...)
+	p.front().eventually(10*time.Second, p.front().is("max", 80))
+	v, err := p.front().value(cluster3("sum"))
+	require.NoError(t, err)
+	assert.InDelta(t, 75+60+80, v, 0)
+	p.clients[2].eventually(10*time.Second, func() error {
+		_, err := p.clients[2].value(cluster3("max"))
+		if !contains(err, "nothing is known of 3 of 4 nodes", "nothing heard yet from peer") { // by its address it cannot tell itself from others
+			return fmt.Errorf("got %w", err)
+		}
+		return nil
+	})
+	assert.Contains(t, p.nodes[2].log(), "peer is not heard")
 }

@@ -298,7 +298,7 @@ func TestWrongTLSFlags(t *testing.T) {
 		{"crt", "key", "text", "--client-ca-file=DIR/text: data does not contain any valid RSA or ECDSA certificates"},
 		{"crt", "other", "", "--tls-cert-file=DIR/crt --tls-private-key-file=DIR/other: tls: private key does not match public key"},
 	} {
-		args := []string{"serve", "--nvml-socket", "", "--listen", "127.0.0.1:0", "--http", "", "--log-level", "error"}
+		args := []string{"serve", "--nvml-socket=", "--peers=127.0.0.1:1", "--listen", "127.0.0.1:0", "--http", "", "--log-level", "error"}
 		for flag, name := range map[string]string{"tls-cert-file": c.certificate, "tls-private-key-file": c.key, "client-ca-file": c.ca} {
 			if name != "" {
 				args = append(args, fmt.Sprintf("--%s=%s/%s", flag, dir, name))

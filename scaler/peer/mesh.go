@@ -211,7 +211,7 @@ func (m *Mesh) follow(ctx context.Context, streams *sync.WaitGroup, known map[ad
 	}
 	for target, name := range all {
 		a := address{target, name}
-		if known[a] != nil {
+		if own := m.o.Fleet.Own(); known[a] != nil || own != nil && own.Name == name {
 			continue
 		}
 		came++

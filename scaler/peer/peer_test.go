@@ -189,6 +189,7 @@ func TestOwnAddress(t *testing.T) {
 	m.Asked()
 	eventually(t, m.Settled, "it is not waited for")
 	assert.Len(t, f.Nodes(), 1)
+	assert.Empty(t, f.Unheard())
 	cancel()
 	require.NoError(t, <-done)
 }

@@ -61,7 +61,11 @@ type Server struct {
 func NewServer(own Own, version string, interval time.Duration, secure credentials.TransportCredentials, log *slog.Logger) *Server {
 	s := &Server{own: own, version: version, interval: interval, log: log, stopping: make(chan struct{}), streams: make(chan struct{}, mostStreams)}
 	options := []grpc.ServerOption{
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingEvery, Timeout: pingTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: pingEvery, Timeout: pingTimeout,
+			// New streams come with a new handshake, and so with certificates that are in use.
+			MaxConnectionAge: lifetime, MaxConnectionAgeGrace: lifetime,
+		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingEvery / 2, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(mostRequest), grpc.MaxConcurrentStreams(8), grpc.ConnectionTimeout(pingTimeout),
 	}

@@ -97,8 +97,8 @@ func TestMutualMode(t *testing.T) {
 	for want, client := range map[string]*tls.Config{
 		"didn't provide a certificate": r.trusting(),
 		"unknown authority":            r.trusting(r.ca.Client(t)),
-		"incompatible key usage":       r.trusting(r.client.Issue(t, testca.Leaf{Usage: x509.ExtKeyUsageServerAuth}).TLS(t)),
-		"expired": r.trusting(r.client.Issue(t, testca.Leaf{Usage: x509.ExtKeyUsageClientAuth,
+		"incompatible key usage":       r.trusting(r.client.Issue(t, testca.Leaf{Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}).TLS(t)),
+		"expired": r.trusting(r.client.Issue(t, testca.Leaf{Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 			NotBefore: time.Now().Add(-2 * hour), NotAfter: time.Now().Add(-hour)}).TLS(t)),
 	} {
 		// What a client shows although the server does not ask for its CA.
@@ -123,7 +123,7 @@ func TestConfigKeepsTheBase(t *testing.T) {
 		}
 		return nil
 	}}
-	_, err := shake(r.Config(base), r.trusting(r.client.Issue(t, testca.Leaf{Name: "peer", Usage: x509.ExtKeyUsageClientAuth}).TLS(t)))
+	_, err := shake(r.Config(base), r.trusting(r.client.Issue(t, testca.Leaf{Name: "peer", Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}).TLS(t)))
 	require.NoError(t, err)
 	_, err = shake(r.Config(base), r.trusting(r.client.Client(t)))
 	assert.ErrorContains(t, err, "no peer: keda")

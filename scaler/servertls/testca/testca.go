@@ -33,7 +33,7 @@ type CA struct {
 type Leaf struct {
 	Name      string // the subject's
 	DNS       []string
-	Usage     x509.ExtKeyUsage
+	Usages    []x509.ExtKeyUsage
 	NotBefore time.Time
 	NotAfter  time.Time
 }
@@ -88,8 +88,8 @@ func (ca *CA) Issue(t testing.TB, leaf Leaf) Pair {
 	if !leaf.NotAfter.IsZero() {
 		template.NotAfter = leaf.NotAfter
 	}
-	if leaf.Usage != 0 {
-		template.ExtKeyUsage = []x509.ExtKeyUsage{leaf.Usage}
+	if len(leaf.Usages) > 0 {
+		template.ExtKeyUsage = leaf.Usages
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.certificate, key.Public(), ca.key)
 	require.NoError(t, err)
@@ -101,7 +101,7 @@ func (ca *CA) Issue(t testing.TB, leaf Leaf) Pair {
 // Client is a certificate that a client shows.
 func (ca *CA) Client(t testing.TB) tls.Certificate {
 	t.Helper()
-	return ca.Issue(t, Leaf{Name: "keda", Usage: x509.ExtKeyUsageClientAuth}).TLS(t)
+	return ca.Issue(t, Leaf{Name: "keda", Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}).TLS(t)
 }
 
 // TLS is the pair as crypto/tls takes it.
