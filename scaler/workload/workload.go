@@ -25,8 +25,10 @@ import (
 
 const (
 	// period is how old an answer gets, and how soon something that could not be
-	// read is tried again.
+	// read is tried again. With more workloads than are read in it, it is longer by
+	// share for each: the API server has others to serve, too.
 	period = 3 * time.Second
+	share  = 50 * time.Millisecond
 	// objectPeriod is that of the ScaledObject, which its author alone changes; a
 	// trigger that is not among its own has it read the next time, too.
 	objectPeriod = 15 * time.Second
@@ -42,8 +44,7 @@ const (
 	// timeout is the longest that one request may take.
 	timeout = 5 * time.Second
 	// Requests per second to the API server, and how many at once: two for each
-	// workload and period, and one for each objectPeriod. With more than some 70
-	// workloads the periods get longer.
+	// workload and period, and one for each objectPeriod.
 	requestsPerSecond = 50
 	requestBurst      = 100
 	// Names that were not known are looked up so often per second, and so many at
@@ -82,7 +83,9 @@ type Resolver struct {
 	api *api
 	log *slog.Logger
 
-	queue chan *entry
+	// urgent are the entries that nothing is known of, or whose pods have changed;
+	// they are read before those that only get old.
+	urgent, queue chan *entry
 
 	mu      sync.Mutex
 	entries *cache.LRUExpireCache // of ask to *entry
@@ -117,7 +120,7 @@ func New(config *rest.Config, log *slog.Logger) (*Resolver, error) {
 	}
 	return &Resolver{
 		api: api, log: log,
-		queue:   make(chan *entry, remembered),
+		urgent: make(chan *entry, remembered), queue: make(chan *entry, remembered),
 		entries: cache.NewLRUExpireCache(remembered),
 		unknown: rate.NewLimiter(newNames, newNameBurst),
 	}, nil
@@ -170,28 +173,39 @@ func (r *Resolver) Expect(namespace, name, podSelector string) {
 func (r *Resolver) PodsChanged(changed []fleet.Pod) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, key := range r.entries.Keys() {
-		known, ok := r.entries.Get(key)
-		if !ok {
-			continue
-		}
-		e := known.(*entry)
+	all := r.found()
+	for _, e := range all {
 		if slices.ContainsFunc(changed, e.has) {
 			e.outdated = true
-			r.enqueueDue(e, time.Now())
+			r.enqueueDue(e, len(all), time.Now())
 		}
 	}
 }
 
-// has says whether a pod is of the workload, as far as that is known.
-func (e *entry) has(pod fleet.Pod) bool {
-	return e.found != nil && e.ask.namespace == pod.Namespace && e.found.workload.Selector.Matches(labels.Set(pod.Labels))
+// found are the workloads that are known.
+func (r *Resolver) found() (all []*entry) {
+	for _, key := range r.entries.Keys() {
+		if known, ok := r.entries.Get(key); ok && known.(*entry).found != nil {
+			all = append(all, known.(*entry))
+		}
+	}
+	return all
 }
 
-// enqueueDue queues a workload that has to be read again.
-func (r *Resolver) enqueueDue(e *entry, now time.Time) {
-	if age := now.Sub(e.read); e.found != nil && (age >= period || e.outdated && age >= soonest) {
-		r.enqueue(e)
+// has says whether a pod is of the workload, as far as that is known.
+func (e *entry) has(pod fleet.Pod) bool {
+	return e.ask.namespace == pod.Namespace && e.found.workload.Selector.Matches(labels.Set(pod.Labels))
+}
+
+// enqueueDue queues a workload that has to be read again, of which there are so
+// many.
+func (r *Resolver) enqueueDue(e *entry, of int, now time.Time) {
+	age := now.Sub(e.read)
+	switch {
+	case e.outdated && age >= soonest:
+		r.enqueue(e, r.urgent)
+	case age >= max(period, time.Duration(of)*share):
+		r.enqueue(e, r.queue)
 	}
 }
 
@@ -209,18 +223,18 @@ func (r *Resolver) entry(a ask) *entry {
 		if e == nil {
 			e = &entry{ask: a}
 		}
-		r.enqueue(e)
+		r.enqueue(e, r.urgent)
 	}
 	r.entries.Add(a, e, asked)
 	return e
 }
 
-func (r *Resolver) enqueue(e *entry) {
+func (r *Resolver) enqueue(e *entry, queue chan *entry) {
 	if e.queued {
 		return
 	}
 	select {
-	case r.queue <- e:
+	case queue <- e:
 		e.queued = true
 	default: // another round does it
 	}
@@ -249,20 +263,25 @@ func (r *Resolver) Run(ctx context.Context) error {
 func (r *Resolver) due(now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, key := range r.entries.Keys() {
-		known, ok := r.entries.Get(key)
-		if !ok {
-			continue
-		}
-		r.enqueueDue(known.(*entry), now)
+	all := r.found()
+	for _, e := range all {
+		r.enqueueDue(e, len(all), now)
 	}
 }
 
 func (r *Resolver) work(ctx context.Context) {
 	for {
+		select { // these first
+		case e := <-r.urgent:
+			r.refresh(ctx, e)
+			continue
+		default:
+		}
 		select {
 		case <-ctx.Done():
 			return
+		case e := <-r.urgent:
+			r.refresh(ctx, e)
 		case e := <-r.queue:
 			r.refresh(ctx, e)
 		}
