@@ -29,6 +29,7 @@ func ForCluster(t *trigger.Trigger, f Fleet, now time.Time, staleAfter time.Dura
 		switch {
 		case err == nil:
 			all.Used, all.LeftOut = append(all.Used, d.Used...), append(all.LeftOut, d.LeftOut...)
+			all.until(d.Until)
 		case errors.As(err, &e) && e.Kind != Unavailable:
 			if len(n.Devices) > most {
 				refusal, most = e, len(n.Devices)

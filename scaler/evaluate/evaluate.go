@@ -57,6 +57,10 @@ type Decision struct {
 	// nothing is known now.
 	Nodes, Silent int
 
+	// Until is when the first of what it rests on is too old, if anything is; zero
+	// if it rests on nothing that gets old.
+	Until time.Time
+
 	// In workload scope there are pods instead.
 	Pods []PodReading
 	// Replicas is how Value came about; nil when there are no pods.
@@ -215,11 +219,19 @@ func read(t *trigger.Trigger, n *fleet.Node, devices []*fleet.Device, now time.T
 		}
 		if v, ok := device.Value(t.Metric.Name, t.Window); ok {
 			d.Used = append(d.Used, Reading{device, v})
+			d.until(device.Heard.Add(staleAfter))
 		} else if reason, failed := device.Failure(t.Metric.Name); failed {
 			d.LeftOut = append(d.LeftOut, LeftOut{device, reason})
 		}
 	}
 	return d, nil
+}
+
+// until notes that something is too old from a moment on.
+func (d *Decision) until(at time.Time) {
+	if d.Until.IsZero() || at.Before(d.Until) {
+		d.Until = at
+	}
 }
 
 // missing says why no device in scope has a value.

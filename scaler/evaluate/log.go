@@ -3,6 +3,8 @@ package evaluate
 import (
 	"fmt"
 	"log/slog"
+
+	"gpuscaler/scaler/fleet"
 )
 
 // mostReasons is how many pods or devices a log line names.
@@ -26,6 +28,23 @@ func (d *Decision) LogValue() slog.Value {
 		fields = append(fields, slog.Any("unread", reasons))
 	}
 	return slog.GroupValue(fields...)
+}
+
+// Brief is a decision without what it was made of: it says the same, and holds on
+// to no reading and no node.
+func (d *Decision) Brief() Decision {
+	brief := *d
+	brief.Used, brief.LeftOut, brief.Pods = nil, nil, nil
+	for _, l := range d.LeftOut[:min(len(d.LeftOut), mostReasons+1)] {
+		brief.LeftOut = append(brief.LeftOut, LeftOut{&fleet.Device{Index: l.Device.Index, Vendor: l.Device.Vendor}, l.Reason})
+	}
+	for _, r := range d.Pods {
+		if r.Reason != "" || r.unheard {
+			r.Node = nil
+			brief.Pods = append(brief.Pods, r)
+		}
+	}
+	return brief
 }
 
 // reasons say why pods or devices have no value.

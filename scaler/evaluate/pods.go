@@ -49,6 +49,7 @@ func placed(f Fleet, w *Workload) (all []place) {
 		}
 	}
 	here := all
+	all = slices.Grow(all, len(w.Pods))
 	for _, p := range w.Pods {
 		if own != nil && (own.Had(p.UID) || slices.ContainsFunc(here, func(h place) bool { return h.pod.UID == p.UID })) {
 			continue
@@ -133,9 +134,15 @@ func readPod(t *trigger.Trigger, at place, now time.Time, limits Limits) (r PodR
 			continue
 		}
 		values = append(values, v)
+		if stale := p.device.Heard.Add(limits.StaleAfter); len(values) == 1 || stale.Before(r.until) {
+			r.until = stale
+		}
 	}
 	if len(values) == 0 {
 		return r, gpus, nil
+	}
+	if old := n.Allocated.Add(limits.AttributionStaleAfter); old.Before(r.until) {
+		r.until = old
 	}
 	r.Value, r.HasValue = t.Aggregation.Apply(values), true
 	if r.State == replicas.Missing {

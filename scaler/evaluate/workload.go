@@ -56,6 +56,7 @@ type PodReading struct {
 	Reason string
 	// unheard: of some of what it holds there is no value now and may be one later.
 	unheard bool
+	until   time.Time // when the first of its values is too old
 }
 
 // Fleet is where nodes are known. Nodes are read-only.
@@ -78,7 +79,10 @@ func ForWorkload(t *trigger.Trigger, f Fleet, w *Workload, now time.Time, limits
 	}
 	d := Decision{}
 	gpus := 0 // the most that any pod has
-	for _, p := range placed(f, w) {
+	all := placed(f, w)
+	d.Pods = make([]PodReading, 0, len(all))
+	d.until(w.Told.Add(limits.AttributionStaleAfter))
+	for _, p := range all {
 		if d.ends(p.pod) {
 			continue
 		}
@@ -88,6 +92,9 @@ func ForWorkload(t *trigger.Trigger, f Fleet, w *Workload, now time.Time, limits
 		}
 		gpus = max(gpus, held)
 		d.Pods = append(d.Pods, r)
+		if r.HasValue {
+			d.until(r.until)
+		}
 	}
 	if len(d.Pods) == 0 && d.ending > 0 && w.Spec > 0 {
 		return Decision{}, fail(Unavailable, "%s: its %d pods are about to end, and those that follow are not there yet", w.Name, d.ending)
@@ -189,6 +196,7 @@ func decide(t *trigger.Trigger, w *Workload, d *Decision, tolerance float64) rep
 	if w.TargetType == "" {
 		in.PerPod = t.TargetType != trigger.Value
 	}
+	in.Pods = make([]replicas.Pod, 0, len(d.Pods))
 	for _, r := range d.Pods {
 		in.Pods = append(in.Pods, replicas.Pod{State: r.State, Ready: r.Pod.Ready, Value: r.Value})
 	}

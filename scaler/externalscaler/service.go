@@ -78,6 +78,7 @@ type Service struct {
 	refusals  Refusals
 	log       *slog.Logger
 	journal   *journal
+	memo      memo
 	stopping  chan struct{}
 }
 
@@ -172,11 +173,19 @@ func (s *Service) decide(t *trigger.Trigger, ref *pb.ScaledObjectRef) (evaluate.
 		if err != nil {
 			return evaluate.Decision{}, err
 		}
-		return s.settled(evaluate.ForWorkload(t, s.fleet, w, time.Now(), s.limits))
+		return s.decideForWorkload(t, ref, w)
 	case t.Scope == trigger.ScopeCluster && s.peers != nil:
-		return s.settled(evaluate.ForCluster(t, s.fleet, time.Now(), s.limits.StaleAfter))
+		return s.settled(s.memo.get(ref, t, nil, func(now time.Time) (evaluate.Decision, error) {
+			return evaluate.ForCluster(t, s.fleet, now, s.limits.StaleAfter)
+		}))
 	}
 	return evaluate.Evaluate(t, s.fleet.Own(), time.Now(), s.limits.StaleAfter)
+}
+
+func (s *Service) decideForWorkload(t *trigger.Trigger, ref *pb.ScaledObjectRef, w *evaluate.Workload) (evaluate.Decision, error) {
+	return s.settled(s.memo.get(ref, t, w, func(now time.Time) (evaluate.Decision, error) {
+		return evaluate.ForWorkload(t, s.fleet, w, now, s.limits)
+	}))
 }
 
 // settled refuses a decision with gaps that may be filled in a moment: a scaler that
@@ -197,7 +206,7 @@ func (s *Service) active(t *trigger.Trigger, ref *pb.ScaledObjectRef) (bool, err
 		if err != nil {
 			return false, err
 		}
-		d, err := s.settled(evaluate.ForWorkload(t, s.fleet, w, time.Now(), s.limits))
+		d, err := s.decideForWorkload(t, ref, w)
 		if err != nil {
 			return false, err
 		}

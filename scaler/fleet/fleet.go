@@ -33,6 +33,7 @@ type Fleet struct {
 	nodes   map[string]*told
 	sorted  []*told // by name; replaced, never changed; nil: to be made
 	peers   map[*Peer]struct{}
+	waiting int // how many peers have neither been heard nor failed
 	pending atomic.Bool
 	updated atomic.Pointer[chan struct{}]
 }
@@ -133,7 +134,8 @@ type Peer struct {
 	fleet *Fleet
 	name  string
 	node  string // that its stream speaks for, or ""
-	heard bool   // it has told of a node; guarded by Fleet.mu
+	heard bool   // it has told of a node; guarded by Fleet.mu, as is the next
+	tried bool   // it has been heard, or could not be
 }
 
 // Join adds a peer, by the name that people know it by.
@@ -142,7 +144,23 @@ func (f *Fleet) Join(name string) *Peer {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.peers[p] = struct{}{}
+	f.waiting++
 	return p
+}
+
+// Waiting is how many peers have neither been heard nor failed to be.
+func (f *Fleet) Waiting() int {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.waiting
+}
+
+// try notes that the peer has been heard, or could not be.
+func (p *Peer) try() {
+	if !p.tried {
+		p.tried = true
+		p.fleet.waiting--
+	}
 }
 
 // Apply takes over what a peer tells of its node, and returns what it replaces,
@@ -168,19 +186,22 @@ func (p *Peer) Apply(n *Node) (before *Node, taken bool, err error) {
 	case t.owner != p && t.owner != nil && n.Heard.Sub(t.node.Load().Heard) < handover,
 		t.owner != p && n.Heard.Before(t.node.Load().Heard): // of one who knew more
 		p.heard = true
+		p.try()
 		return nil, false, nil
 	}
 	t.owner, p.node, p.heard = p, n.Name, true
+	p.try()
 	before = t.node.Swap(n)
 	f.changed()
 	return before, true, nil
 }
 
-// Silent says that the stream has ended. Its node stays, and grows old.
+// Silent says that there is no stream, or not any more. Its node stays, and grows old.
 func (p *Peer) Silent() {
 	p.fleet.mu.Lock()
 	defer p.fleet.mu.Unlock()
 	p.leave(func(t *told) { t.owner = nil })
+	p.try()
 }
 
 // Leave says that there is no such peer any more.

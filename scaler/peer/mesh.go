@@ -25,9 +25,9 @@ import (
 const (
 	// idle is for how long peers are listened to after somebody asked.
 	idle = 10 * time.Minute
-	// settling is how long after the first question it may take until all peers
-	// are heard that can be.
-	settling = 5 * time.Second
+	// settling is the longest that it may take, after the first question, until all
+	// peers have been heard or could not be.
+	settling = 30 * time.Second
 	// A stream that broke is opened again so soon, at first and at last.
 	firstRetry = 200 * time.Millisecond
 	lastRetry  = 5 * time.Second
@@ -105,7 +105,7 @@ func (m *Mesh) Asked() {
 	}
 }
 
-// Settled says whether all peers have been heard that can be: else what is
+// Settled says whether each peer has been heard or could not be: else what is
 // missing may be there in a moment.
 func (m *Mesh) Settled() bool {
 	opened := m.opened.Load()
@@ -115,7 +115,7 @@ func (m *Mesh) Settled() bool {
 	if time.Since(m.began)-time.Duration(opened) >= settling {
 		return true
 	}
-	return m.discovered.Load() && len(m.o.Fleet.Unheard()) == 0
+	return m.discovered.Load() && m.o.Fleet.Waiting() == 0
 }
 
 // Ready says why nothing can be answered for lack of peers, or nil. Who has not

@@ -194,13 +194,23 @@ func TestOwnAddress(t *testing.T) {
 	require.NoError(t, <-done)
 }
 
-// Nobody is waited for longer than a while.
+// Who cannot be reached is not waited for.
 func TestSettledWithoutThem(t *testing.T) {
-	_, m := listen(t, nil, Static{"127.0.0.1:1"}, nil)
-	assert.False(t, m.Settled())
+	f, m := listen(t, nil, Static{"127.0.0.1:1"}, nil)
+	assert.False(t, m.Settled(), "nobody has asked")
 	m.Asked()
-	assert.Never(t, m.Settled, time.Second, 50*time.Millisecond)
-	require.Eventually(t, m.Settled, settling, 50*time.Millisecond)
+	eventually(t, m.Settled, "it has been tried")
+	assert.Equal(t, []string{"127.0.0.1:1"}, f.Unheard())
+}
+
+// Who takes connections and says nothing is waited for, for a while.
+func TestNotSettled(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	_, m := listen(t, nil, Static{l.Addr().String()}, nil)
+	m.Asked()
+	assert.Never(t, m.Settled, 2*time.Second, 50*time.Millisecond)
 }
 
 func TestParseAddresses(t *testing.T) {

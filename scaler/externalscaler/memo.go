@@ -1,0 +1,81 @@
+package externalscaler
+
+import (
+	"sync"
+	"time"
+
+	pb "github.com/kedacore/keda/v2/pkg/scalers/externalscaler"
+
+	"gpuscaler/scaler/evaluate"
+	"gpuscaler/scaler/trigger"
+)
+
+const (
+	// large is from how many pods or GPUs on a decision is kept for a while: peers
+	// tell of themselves every few seconds, and what is small is made anew for each
+	// call.
+	large = 16
+	// kept is for how long, unless something in it is too old before.
+	kept = time.Second
+	// memos bounds how many are kept: the names are the callers'.
+	memos = 2048
+)
+
+// memo keeps the decisions that take long to make.
+type memo struct {
+	mu    sync.Mutex
+	known map[memoKey]memoized
+}
+
+// memoKey tells triggers apart.
+type memoKey struct {
+	namespace, name string
+	trigger         trigger.Trigger
+}
+
+// memoized is a decision in brief, and what of a workload it was made of.
+type memoized struct {
+	decision   evaluate.Decision
+	targetType trigger.TargetType
+	told       time.Time
+	until      time.Time
+}
+
+// get is a decision for a trigger, on a workload or not (nil): one that is still
+// good, or one that is made.
+func (m *memo) get(ref *pb.ScaledObjectRef, t *trigger.Trigger, w *evaluate.Workload, decide func(now time.Time) (evaluate.Decision, error)) (evaluate.Decision, error) {
+	k, now := memoKey{ref.GetNamespace(), ref.GetName(), *t}, time.Now()
+	fresh := memoized{}
+	if w != nil {
+		fresh.targetType, fresh.told = w.TargetType, w.Told
+	}
+	m.mu.Lock()
+	known, ok := m.known[k]
+	m.mu.Unlock()
+	if ok && now.Before(known.until) && known.targetType == fresh.targetType && known.told.Equal(fresh.told) {
+		return known.decision, nil
+	}
+	d, err := decide(now)
+	// What has gaps is looked at again each time: they may be filled in a moment.
+	if err == nil && len(d.Pods)+len(d.Used) >= large && d.Gaps() == 0 {
+		fresh.decision, fresh.until = d.Brief(), earlier(now.Add(kept), d.Until)
+		m.put(k, fresh)
+	}
+	return d, err
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func (m *memo) put(k memoKey, with memoized) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.known) >= memos || m.known == nil {
+		m.known = make(map[memoKey]memoized)
+	}
+	m.known[k] = with
+}
