@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # go-nvml declares all of NVML, its deprecated functions too; nobody calls those.
 export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 
-.PHONY: help build run test cluster e2e bench fuzz lint images image-bases fixtures proto clean
+.PHONY: help build run test cluster e2e bench bench-fleet fuzz lint images image-bases fixtures proto clean
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ e2e: ## Test on a real Kubernetes with KEDA; as root also on a real node (12 min
 
 bench: ## Measure, and print the ratios that matter
 	go test -run '^$$' -bench . -benchtime 1x ./scaler/bench
+
+bench-fleet: ## Measure a front with up to 5,000 nodes (GPUSCALER_BENCH_SIZES=10,100 for less)
+	go test -timeout 20m -run '^$$' -bench . -benchtime 1x ./scaler/bench/fleet
 
 fuzz: ## Fuzz every decoder and parser (FUZZTIME=30s each)
 	.ci/fuzz $(or $(FUZZTIME),30s)

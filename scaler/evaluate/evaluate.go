@@ -305,7 +305,7 @@ func list(devices []*fleet.Device, of func(*fleet.Device) string) string {
 func metrics(devices []*fleet.Device) string {
 	have := map[string]bool{}
 	for _, d := range devices {
-		for name := range d.Means() {
+		for name := range d.Means().All() {
 			have[name] = true
 		}
 	}

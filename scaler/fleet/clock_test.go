@@ -136,7 +136,7 @@ func TestNamesThatChange(t *testing.T) {
 func TestUnknownMetric(t *testing.T) {
 	l := newLocal()
 	say(t, l.Connect(), 1, gpu(0, values{"quantum_utilization": 50}))
-	assert.Empty(t, public(t, l, "GPU-0").Means())
+	assert.Zero(t, public(t, l, "GPU-0").Means().Len())
 	assert.Equal(t, 1, l.weight, "the device itself")
 }
 
@@ -255,7 +255,7 @@ func TestConcurrentReadersAndWriters(t *testing.T) {
 			for {
 				updated, n := f.Updated(), l.Node()
 				for _, d := range n.Devices {
-					for range d.Means() {
+					for range d.Means().All() {
 					}
 					_ = d.MayHave("power_draw")
 				}

@@ -13,7 +13,6 @@ func (d *device) update(in *snapshot.Device, heard time.Time, t time.Duration) {
 		ID: in.ID, Vendor: in.Vendor, Model: in.Model, File: in.File, Parent: in.Parent, Profile: in.Profile,
 		Index: in.Index, Instance: in.Instance, MemoryTotalMiB: in.MemoryTotalMiB,
 		Heard: heard,
-		means: make(map[string]window.Means, len(in.Values)+len(in.Counters)),
 	}
 	previous := d.public
 	d.public = public
@@ -25,6 +24,7 @@ func (d *device) update(in *snapshot.Device, heard time.Time, t time.Duration) {
 		return
 	}
 	d.forget(in)
+	means := make(map[string]window.Means, len(in.Values)+len(in.Counters))
 	for name, v := range in.Values {
 		if _, known := snapshot.Lookup(name); !known {
 			continue // a newer writer's metric, or a typing error in its name
@@ -36,14 +36,15 @@ func (d *device) update(in *snapshot.Device, heard time.Time, t time.Duration) {
 		}
 		g.Add(t, v)
 		if m, ok := g.Means(t); ok {
-			public.means[name] = m
+			means[name] = m
 		}
 	}
-	public.failed = d.count(in, t)
+	public.failed = d.count(in, t, means)
 	for name, reason := range in.Failed {
 		public.failed[name] = reason
-		delete(public.means, name)
+		delete(means, name)
 	}
+	public.means = readingsOf(means)
 }
 
 // forget drops the history of what the device no longer has. What could only
@@ -68,7 +69,7 @@ func (d *device) forget(in *snapshot.Device) {
 
 // count derives the means of the metrics that are slopes of counters, and
 // returns those that cannot be told yet.
-func (d *device) count(in *snapshot.Device, t time.Duration) (pending map[string]string) {
+func (d *device) count(in *snapshot.Device, t time.Duration, means map[string]window.Means) (pending map[string]string) {
 	pending = map[string]string{}
 	for i := range snapshot.Metrics {
 		m := &snapshot.Metrics[i]
@@ -97,7 +98,7 @@ func (d *device) count(in *snapshot.Device, t time.Duration) (pending map[string
 			}
 			continue
 		}
-		sampled, hasSamples := d.public.means[m.Name]
+		sampled, hasSamples := means[m.Name]
 		for w := range rates {
 			rates[w] /= m.Counter.PerUnitSecond
 			// The last reading is the gauge's where there is one, and a
@@ -107,7 +108,7 @@ func (d *device) count(in *snapshot.Device, t time.Duration) (pending map[string
 			}
 		}
 		if hasSamples || m.Counter.Complete {
-			d.public.means[m.Name] = rates
+			means[m.Name] = rates
 		}
 	}
 	return pending
@@ -119,12 +120,12 @@ func (d *device) lose(reason string, heard time.Time) {
 	public := *d.public
 	public.Error, public.Heard = reason, heard
 	public.failed = map[string]string{}
-	for name := range d.public.means {
+	for name := range d.public.means.All() {
 		public.failed[name] = reason
 	}
 	for name := range d.public.failed {
 		public.failed[name] = reason
 	}
-	public.means = nil
+	public.means = Readings{}
 	d.public = &public
 }

@@ -74,7 +74,7 @@ type Device struct {
 	// Error is why nothing of it can be read, or "".
 	Error string
 
-	means  map[string]window.Means
+	means  Readings
 	failed map[string]string
 }
 
@@ -91,7 +91,7 @@ func (n *Node) Device(id string) *Device {
 // Value is the mean of a metric over one of window.Windows. ok is false when
 // the last reading had no such value: see Failure.
 func (d *Device) Value(metric string, w time.Duration) (v float64, ok bool) {
-	m, ok := d.means[metric]
+	m, ok := d.means.Get(metric)
 	if !ok {
 		return 0, false
 	}
@@ -103,7 +103,7 @@ func (d *Device) Value(metric string, w time.Duration) (v float64, ok bool) {
 }
 
 // Means are the means of all metrics that the last reading had.
-func (d *Device) Means() map[string]window.Means { return d.means }
+func (d *Device) Means() Readings { return d.means }
 
 // Failure says why a metric that the device has could not be read last time,
 // or that the whole device could not be.
@@ -133,7 +133,7 @@ func (d *Device) leftOut() uint64 {
 
 // Has says whether the device is known to have the metric, readable now or not.
 func (d *Device) Has(metric string) bool {
-	if _, ok := d.means[metric]; ok {
+	if _, ok := d.means.Get(metric); ok {
 		return true
 	}
 	_, ok := d.failed[metric]

@@ -1,14 +1,10 @@
 package fleet
 
-import (
-	"time"
-
-	"gpuscaler/scaler/window"
-)
+import "time"
 
 // Describe is a device as a peer tells of it: with the means of its metrics, and
-// why others cannot be read. It takes over both maps.
-func (d Device) Describe(means map[string]window.Means, failed map[string]string) *Device {
+// why others cannot be read.
+func (d Device) Describe(means Readings, failed map[string]string) *Device {
 	d.means, d.failed = means, failed
 	return &d
 }

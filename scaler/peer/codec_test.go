@@ -62,10 +62,11 @@ func TestRoundTrip(t *testing.T) {
 		assert.Equal(t, want.FullName()+want.ID+want.String(), got.FullName()+got.ID+got.String())
 		assert.Equal(t, want.Failed(), got.Failed(), got.ID)
 		assert.Equal(t, want.Error, got.Error)
-		assert.Len(t, got.Means(), len(want.Means()))
-		for name, means := range want.Means() {
+		assert.Equal(t, want.Means().Len(), got.Means().Len())
+		for name, means := range want.Means().All() {
 			for w, v := range means {
-				assert.InDelta(t, v, got.Means()[name][w], 0.001, "%s %s", got.ID, name)
+				have, _ := got.Means().Get(name)
+				assert.InDelta(t, v, have[w], 0.001, "%s %s", got.ID, name)
 			}
 		}
 	}
@@ -177,7 +178,7 @@ func TestNewerPeer(t *testing.T) {
 	require.NoError(t, err)
 	_, ok := n.Devices[0].Value("nvlink_tx_mbps", 0)
 	assert.False(t, ok)
-	assert.Len(t, n.Devices[0].Means(), 3)
+	assert.Equal(t, 3, n.Devices[0].Means().Len())
 }
 
 func FuzzDecode(f *testing.F) {
@@ -201,7 +202,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		require.False(t, n.Heard.After(at(1)), "from the future")
 		for _, device := range n.Devices {
-			for name, means := range device.Means() {
+			for name, means := range device.Means().All() {
 				m, known := snapshot.Lookup(name)
 				require.True(t, known)
 				for _, v := range means {

@@ -3,6 +3,7 @@ package peer
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"gpuscaler/scaler/attribution"
@@ -31,7 +32,14 @@ type decoder struct {
 	layout  *pb.Layout
 	metrics []snapshot.Metric // by position; without a name: not known here
 	devices []fleet.Device
+	names   []named // of the metrics that each device had last
 	pods    *fleet.Pods
+}
+
+// named are the names of metrics, by their positions in a message.
+type named struct {
+	at    []uint32
+	names []string
 }
 
 // decode is the node that a message tells of, which arrived at now. Nothing in it
@@ -112,25 +120,48 @@ func (d *decoder) device(i int, r *pb.Reading, sent time.Time) (*fleet.Device, e
 	if len(r.GetMeans()) != len(r.GetMetrics())*len(window.Windows) {
 		return nil, fmt.Errorf("%d means of %d metrics", len(r.GetMeans()), len(r.GetMetrics()))
 	}
-	means := make(map[string]window.Means, len(r.GetMetrics()))
-	for i, at := range r.GetMetrics() {
-		if int(at) >= len(d.metrics) {
-			return nil, fmt.Errorf("metric %d of %d", at, len(d.metrics))
-		}
-		metric := d.metrics[at]
+	if err := d.name(i, r.GetMetrics()); err != nil {
+		return nil, err
+	}
+	means := make([]window.Means, 0, len(d.names[i].names))
+	for k, at := range r.GetMetrics() {
+		metric := &d.metrics[at]
 		if metric.Name == "" {
 			continue // a newer peer's
 		}
 		var m window.Means
 		for w := range m {
-			m[w] = float64(r.GetMeans()[i*len(m)+w]) / 1000
+			m[w] = float64(r.GetMeans()[k*len(m)+w]) / 1000
 			if err := metric.Check(m[w]); err != nil {
 				return nil, err
 			}
 		}
-		means[metric.Name] = m
+		means = append(means, m)
 	}
-	return device.Describe(means, r.GetFailed()), nil
+	return device.Describe(fleet.NewReadings(d.names[i].names, means), r.GetFailed()), nil
+}
+
+// name finds the names of the metrics that a device has; mostly they are those of
+// the last time, or of the device before.
+func (d *decoder) name(device int, at []uint32) error {
+	if n := &d.names[device]; n.names != nil && slices.Equal(n.at, at) {
+		return nil
+	}
+	if device > 0 && d.names[device-1].names != nil && slices.Equal(d.names[device-1].at, at) {
+		d.names[device] = d.names[device-1]
+		return nil
+	}
+	n := named{at: slices.Clone(at), names: make([]string, 0, len(at))}
+	for _, i := range at {
+		if int(i) >= len(d.metrics) {
+			return fmt.Errorf("metric %d of %d", i, len(d.metrics))
+		}
+		if name := d.metrics[i].Name; name != "" {
+			n.names = append(n.names, name)
+		}
+	}
+	d.names[device] = n
+	return nil
 }
 
 // arrange takes over a layout.
@@ -166,7 +197,7 @@ func (d *decoder) arrange(l *pb.Layout) error {
 	}
 	// The message's own memory goes with the next layout.
 	d.layout = &pb.Layout{Node: l.GetNode(), Version: l.GetVersion(), PodsKnown: l.GetPodsKnown()}
-	d.metrics, d.devices, d.pods = metrics, devices, fleet.NewPods(pods, l.GetGone())
+	d.metrics, d.devices, d.names, d.pods = metrics, devices, make([]named, len(devices)), fleet.NewPods(pods, l.GetGone())
 	return nil
 }
 

@@ -77,7 +77,7 @@ func (e *encoder) layout(n *fleet.Node, now time.Time) *pb.Layout {
 // metrics are those of all devices, sorted.
 func metrics(n *fleet.Node) (names []string) {
 	for _, d := range n.Devices {
-		for name := range d.Means() {
+		for name := range d.Means().All() {
 			if !slices.Contains(names, name) {
 				names = append(names, name)
 			}
@@ -116,10 +116,10 @@ func unix(t time.Time) int64 {
 func reading(d *fleet.Device, metrics []string, now time.Time) *pb.Reading {
 	r := &pb.Reading{AgeUs: age(now, d.Heard), Error: d.Error, Failed: d.Failed()}
 	means := d.Means()
-	r.Metrics = make([]uint32, 0, len(means))
-	r.Means = make([]int64, 0, len(means)*len(window.Windows))
+	r.Metrics = make([]uint32, 0, means.Len())
+	r.Means = make([]int64, 0, means.Len()*len(window.Windows))
 	for i, name := range metrics {
-		m, ok := means[name]
+		m, ok := means.Get(name)
 		if !ok {
 			continue
 		}

@@ -139,8 +139,8 @@ func (s *State) describe(n *fleet.Node, now time.Time) {
 		s.Writers = append(s.Writers, Writer{w.Name, w.Version, now.Sub(w.Heard).Seconds(), w.Error})
 	}
 	for _, d := range n.Devices {
-		metrics := make(map[string]map[string]float64, len(d.Means()))
-		for name, means := range d.Means() {
+		metrics := make(map[string]map[string]float64, d.Means().Len())
+		for name, means := range d.Means().All() {
 			metrics[name] = make(map[string]float64, len(means))
 			for i, span := range window.Windows {
 				metrics[name][label(span)] = means[i]

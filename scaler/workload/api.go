@@ -135,7 +135,9 @@ func (a *api) pods(ctx context.Context, namespace, selector string) ([]*fleet.Po
 	var all []*fleet.Pod
 	for i := range list.Items {
 		if !pod.Ended(&list.Items[i]) {
-			all = append(all, new(pod.Describe(&list.Items[i])))
+			p := pod.Describe(&list.Items[i])
+			p.Labels = nil // they fit the selector, and that is all there is to know
+			all = append(all, &p)
 		}
 	}
 	return all, nil

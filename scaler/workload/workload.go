@@ -59,9 +59,14 @@ type ask struct{ namespace, name, podSelector string }
 
 func (a ask) String() string { return a.namespace + "/" + a.name }
 
-// validate refuses names that no object can have: they would become parts of a
-// request's path, and be kept.
+// validate refuses names that no object can have, and selectors that are none: they
+// would become parts of a request, and be kept.
 func (a ask) validate() error {
+	if a.podSelector != "" {
+		if _, err := labels.Parse(a.podSelector); err != nil {
+			return fail(evaluate.Invalid, "podSelector: %w; allowed is a label selector like \"app=llm\"", err)
+		}
+	}
 	for _, c := range []struct {
 		key, name string
 		longest   int
@@ -102,6 +107,8 @@ type entry struct {
 	queued   bool
 	outdated bool // its pods have changed since
 
+	kept time.Time // when entries was last told to keep it
+
 	object     *scaledObject // nil: to be read
 	objectRead time.Time
 }
@@ -132,17 +139,15 @@ func New(config *rest.Config, log *slog.Logger) (*Resolver, error) {
 // answer is [evaluate.Unavailable]. Errors are of type *[evaluate.Error].
 func (r *Resolver) Workload(namespace, name, podSelector string, metadata map[string]string) (*evaluate.Workload, error) {
 	a := ask{namespace, name, podSelector}
-	if err := a.validate(); err != nil {
-		return nil, err
-	}
-	if podSelector != "" {
-		if _, err := labels.Parse(podSelector); err != nil {
-			return nil, fail(evaluate.Invalid, "podSelector: %w; allowed is a label selector like \"app=llm\"", err)
-		}
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e := r.entry(a)
+	e := r.known(a)
+	if e == nil || e.found == nil {
+		if err := a.validate(); err != nil {
+			return nil, err
+		}
+		e = r.entry(a)
+	}
 	switch {
 	case e == nil || (e.found == nil && e.err == nil):
 		return nil, fail(evaluate.Unavailable, "ScaledObject %s: not read yet from the API server", a)
@@ -209,13 +214,24 @@ func (r *Resolver) enqueueDue(e *entry, of int, now time.Time) {
 	}
 }
 
+// known is the entry of an ask, or nil. It is kept for longer.
+func (r *Resolver) known(a ask) *entry {
+	known, ok := r.entries.Get(a)
+	if !ok {
+		return nil
+	}
+	e := known.(*entry)
+	if now := time.Now(); now.Sub(e.kept) >= asked/10 { // not each time
+		e.kept = now
+		r.entries.Add(a, e, asked)
+	}
+	return e
+}
+
 // entry is that of an ask, which is read soon if it is new, or was not found some
 // time ago; nil when there are too many of these.
 func (r *Resolver) entry(a ask) *entry {
-	var e *entry
-	if known, ok := r.entries.Get(a); ok {
-		e = known.(*entry)
-	}
+	e := r.known(a)
 	if e == nil || (e.found == nil && !e.queued && time.Since(e.read) >= period) {
 		if !r.unknown.Allow() {
 			return e
@@ -225,6 +241,7 @@ func (r *Resolver) entry(a ask) *entry {
 		}
 		r.enqueue(e, r.urgent)
 	}
+	e.kept = time.Now()
 	r.entries.Add(a, e, asked)
 	return e
 }

@@ -69,6 +69,8 @@ func newNode(i, nodes int) *node {
 	return n
 }
 
+var names = snapshot.MetricNames()
+
 // Updated never is: each interval is enough.
 func (n *node) Updated() <-chan struct{} { return nil }
 
@@ -77,16 +79,14 @@ func (n *node) Own() *fleet.Node {
 	heard := time.Now().Add(-rand.N(time.Second))
 	out := fleet.Node{Name: n.name, Heard: heard, Allocated: heard, PodsKnown: true}
 	for g, id := range n.ids {
-		means := map[string]window.Means{}
-		for _, m := range snapshot.Metrics {
-			var v window.Means
-			for w := range v {
-				v[w] = 40 + 20*rand.Float64()
+		means := make([]window.Means, len(snapshot.Metrics))
+		for i := range means {
+			for w := range means[i] {
+				means[i][w] = 40 + 20*rand.Float64()
 			}
-			means[m.Name] = v
 		}
 		d := fleet.Device{ID: id, Vendor: "nvidia", Model: "NVIDIA H100 80GB HBM3", Index: g, MemoryTotalMiB: 81559, Heard: heard}
-		out.Devices = append(out.Devices, d.Describe(means, nil))
+		out.Devices = append(out.Devices, d.Describe(fleet.NewReadings(names, means), nil))
 	}
 	return out.With(n.pods)
 }
