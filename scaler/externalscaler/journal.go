@@ -21,7 +21,7 @@ const (
 )
 
 // journal logs what changes in what KEDA is told: how many replicas, by which
-// rule, and whether there is an answer. It is asked for each of KEDA's calls, so
+// rule, of how many pods or nodes nothing is known, and whether there is an answer. It is asked for each of KEDA's calls, so
 // what stays the same costs a look.
 type journal struct {
 	log  *slog.Logger
@@ -41,6 +41,7 @@ type said struct {
 	failed   bool
 	replicas int // -1: not of a workload
 	rule     replicas.Reason
+	gaps     int // of how many pods or nodes nothing is known
 }
 
 func newJournal(log *slog.Logger) *journal {
@@ -50,7 +51,7 @@ func newJournal(log *slog.Logger) *journal {
 // note takes down an answer of GetMetrics: a decision, or why there is none.
 func (j *journal) note(ref *pb.ScaledObjectRef, t *trigger.Trigger, d *evaluate.Decision, err error) {
 	key := triggerKey{ref.GetNamespace(), ref.GetName(), t.MetricName, t.Metric.Name, t.Target}
-	now := said{failed: err != nil, replicas: -1}
+	now := said{failed: err != nil, replicas: -1, gaps: d.Gaps()}
 	if err == nil && d.Replicas != nil {
 		now.replicas, now.rule = d.Replicas.Desired, d.Replicas.Reason
 	}
@@ -67,7 +68,7 @@ func (j *journal) note(ref *pb.ScaledObjectRef, t *trigger.Trigger, d *evaluate.
 		log.Debug("no answer", "reason", err)
 	case err != nil:
 		log.Warn("no answer any more", "reason", err)
-	case now.replicas >= 0 || again && known.(said).failed:
+	case now.replicas >= 0 || again && (known.(said).failed || known.(said).gaps != now.gaps):
 		log.Info("decision", "is", d)
 	}
 }

@@ -27,6 +27,15 @@ var given struct {
 	ports map[int]bool
 }
 
+// FreePorts finds n ports of loopback that nobody listens on.
+func FreePorts(n int) (ports []string, err error) {
+	found, err := freeEndpoints(n)
+	for _, e := range found {
+		ports = append(ports, e.port)
+	}
+	return ports, err
+}
+
 // freeEndpoints finds n addresses that nobody listens on, and gives none of them
 // again.
 func freeEndpoints(n int) (found []endpoint, err error) {

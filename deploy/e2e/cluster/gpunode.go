@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -63,6 +64,12 @@ type GPUNodeOptions struct {
 	// User is who the scaler is to the API server; "" is the service account of
 	// the manifests, with their rights.
 	User string
+	// Labels are further ones of the node.
+	Labels map[string]string
+	// Peers are the peer ports of all nodes that hear of each other, PeerListen is
+	// this one's.
+	Peers      []string
+	PeerListen string
 }
 
 // allowScalers gives the scalers of GPU nodes the identity and the rights that
@@ -118,7 +125,7 @@ func (c *Cluster) AddGPUNode(ctx context.Context, o GPUNodeOptions) (*GPUNode, e
 		}
 	}
 	// Without the labels of GPU nodes: what DaemonSets do there is played, and here it is real.
-	return n, c.AddFakeNode(ctx, o.Name, gpus, nil)
+	return n, c.AddFakeNode(ctx, o.Name, gpus, o.Labels)
 }
 
 // startKubelet has the node's devices told of, and says how many there are.
@@ -200,6 +207,7 @@ func (n *GPUNode) StartScaler() (err error) {
 		Name: n.Name + "-scaler", Path: filepath.Join(n.c.o.Product, "scaler"), Args: append([]string{
 			"serve", "--nvml-socket=" + n.socket(), "--listen=" + n.Address, "--http=" + n.HTTP, "--node-name=" + n.Name, "--log-level=debug",
 			"--kubeconfig=" + n.kubeconfig, "--workloads=" + workloads[n.o.Workloads],
+			"--peers=" + strings.Join(n.o.Peers, ","), "--peer-listen=" + n.o.PeerListen,
 		}, n.o.ScalerFlags...),
 	})
 	return err

@@ -23,7 +23,10 @@ type Workload struct {
 	// Claims has its pods ask for their GPUs by resource claims (DRA); the node has
 	// to have published its devices.
 	Claims bool
-	c      *Cluster
+	// Selector is that of the nodes where its pods may be, in the place of one
+	// node's name.
+	Selector map[string]string
+	c        *Cluster
 }
 
 // manifest has the workload's name, the selector of its node, its replicas, its
@@ -44,6 +47,9 @@ spec:
       containers:
       - {name: engine, image: engine, resources: %[6]s}
 %[7]s`
+
+// evenly has the pods of a workload spread over its nodes.
+const evenly = "      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: %s}}}]\n"
 
 // How pods ask for their GPU: of the device plugin, or by a claim of their own.
 const (
@@ -86,8 +92,12 @@ func (w *Workload) Deploy(ctx context.Context, node string, replicas int) error 
 		annotations = kwokCustom + ": custom"
 	}
 	resources, more := limits, ""
+	for key, value := range w.Selector {
+		selector = "{" + key + ": " + value + "}"
+		more = fmt.Sprintf(evenly, w.Name)
+	}
 	if w.Claims {
-		resources, more = claims, claim
+		resources, more = claims, more+claim
 		if err := w.Apply(ctx, claimTemplate); err != nil {
 			return err
 		}

@@ -36,11 +36,11 @@ func TestManifests(t *testing.T) {
 	require.NoError(t, c.AddFakeNode(ctx, "labelled", 8, map[string]string{"nvidia.com/gpu.present": "true"}))
 	require.NoError(t, c.Apply(ctx, runtimeClass))
 	restricted := []string{"nvidia-runtime-class", "tls", "mutual-tls", "no-kubernetes"}
-	// pod-resources, in the default install, with everything that it goes with.
-	whole := []string{"pod-resources", "nvidia-runtime-class", "tls", "mutual-tls"}
+	// What is in the default install, with everything that it goes with.
+	whole := []string{"pod-resources", "peers", "front", "nvidia-runtime-class", "tls", "mutual-tls", "peer-tls"}
 	overlays := [][]string{
 		nil, {"nvidia-runtime-class"}, {"no-kubernetes"}, {"tls"}, {"tls", "mutual-tls"}, restricted,
-		{"gke"}, {"nvidia-volume-mounts"}, {"pod-resources"}, whole,
+		{"gke"}, {"nvidia-volume-mounts"}, {"pod-resources"}, {"pod-resources", "peers"}, whole,
 	}
 	for _, components := range overlays {
 		manifests := overlay(t, components...)
@@ -65,7 +65,11 @@ func TestManifests(t *testing.T) {
 	}))
 	manifests, err := cluster.Kustomize(filepath.Join(repo, "deploy", "default"))
 	require.NoError(t, err)
-	require.Equal(t, overlay(t, "pod-resources"), manifests, "the default install")
+	require.Equal(t, overlay(t, "pod-resources", "peers"), manifests, "the default install")
+	require.Contains(t, overlay(t, "pod-resources", "peers", "peer-tls", "cert-manager"), "kind: Certificate") // its types are not here
+	front := &appsv1.Deployment{}
+	require.NoError(t, c.Client.Get(ctx, client.ObjectKey{Namespace: "gpuscaler", Name: "gpuscaler-front"}, front))
+	require.EqualValues(t, 2, front.Status.Replicas, "admitted under Pod Security; KWOK's nodes are not for it")
 	for _, example := range []string{"tls/llm.yaml"} { // the others are in TestProfiles
 		text, err := os.ReadFile(filepath.Join(repo, "deploy", "examples", example))
 		require.NoError(t, err)

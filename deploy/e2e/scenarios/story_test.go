@@ -24,7 +24,17 @@ type story struct {
 	name string
 	on   *cluster.Cluster
 	node *cluster.GPUNode
+	// fleet are all nodes, where there are several.
+	fleet []*cluster.GPUNode
 	*cluster.Workload
+}
+
+// all are the nodes of the story.
+func (s *story) all() []*cluster.GPUNode {
+	if len(s.fleet) > 0 {
+		return s.fleet
+	}
+	return []*cluster.GPUNode{s.node}
 }
 
 // setting is what a story begins with.

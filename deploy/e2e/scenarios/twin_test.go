@@ -56,7 +56,10 @@ func (s *story) give(ctx context.Context, l load) {
 			serving++
 		}
 	}
-	lines, cores, at := []string{"set * gpu_utilization 0"}, map[string]float64{}, 0
+	lines, cores, at := map[*cluster.GPUNode][]string{}, map[string]float64{}, 0
+	for _, n := range s.all() {
+		lines[n] = []string{"set * gpu_utilization 0"}
+	}
 	for i := range pods {
 		percent, known := 0.0, true
 		if cluster.Serves(&pods[i]) {
@@ -69,12 +72,16 @@ func (s *story) give(ctx context.Context, l load) {
 		} else {
 			reading = "!UNKNOWN"
 		}
-		for _, id := range s.node.Kubelet.Given(&pods[i]) {
-			lines = append(lines, fmt.Sprintf("set %s gpu_utilization %s", id, reading))
+		for n := range lines {
+			for _, id := range n.Kubelet.Given(&pods[i]) {
+				lines[n] = append(lines[n], fmt.Sprintf("set %s gpu_utilization %s", id, reading))
+			}
 		}
 	}
 	s.on.Usage.Set(s.Namespace, cores)
-	_ = s.node.Driver(lines...)
+	for n, of := range lines {
+		_ = n.Driver(of...)
+	}
 }
 
 // scaleOnCPU gives the workload the HPA that Kubernetes' users have: so much of a

@@ -182,11 +182,18 @@ func (s *story) beside(name string, replicas int) *story {
 // gpus checks that n of the workload's pods have a GPU.
 func (s *story) gpus(n int) func() error {
 	return func() error {
-		ids, err := s.Devices(s.ctx, s.node)
-		if err == nil && len(ids) != n {
-			err = fmt.Errorf("its pods have %d GPUs; want %d", len(ids), n)
+		total := 0
+		for _, node := range s.all() {
+			ids, err := s.Devices(s.ctx, node)
+			if err != nil {
+				return err
+			}
+			total += len(ids)
 		}
-		return err
+		if total != n {
+			return fmt.Errorf("its pods have %d GPUs; want %d", total, n)
+		}
+		return nil
 	}
 }
 

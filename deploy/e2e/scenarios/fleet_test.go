@@ -1,0 +1,226 @@
+package scenarios
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"slices"
+	"testing"
+	"time"
+
+	pb "github.com/kedacore/keda/v2/pkg/scalers/externalscaler"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"gpuscaler/deploy/e2e/cluster"
+	"gpuscaler/deploy/e2e/namespaces"
+)
+
+// fleet is a story on several nodes, with two fronts behind one name, as a
+// headless Service has them: "localhost" is 127.0.0.1 and ::1, and KEDA asks
+// another one for each call.
+type fleet struct {
+	*story
+	fronts []*cluster.Front
+	peers  []string // addresses of the nodes' peer ports
+	ports  []string // and their ports
+}
+
+// soonStale: what a node said last is good for three seconds, in every scaler.
+var soonStale = []string{"--stale-after=3s", "--peer-interval=500ms"}
+
+// beginFleet sets the scene: so many nodes, of which the first few are there, and
+// a workload whose pods may be on any.
+func beginFleet(t *testing.T, name string, nodes, there, replicas int) *fleet {
+	t.Helper()
+	t.Parallel()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), storyTime, fmt.Errorf("the story took more than %s", storyTime))
+	t.Cleanup(cancel)
+	f := &fleet{story: &story{T: t, ctx: ctx, name: name, on: shared, node: &cluster.GPUNode{}}}
+	ports, err := cluster.FreePorts(nodes + 1)
+	require.NoError(t, err)
+	f.ports = ports[:nodes]
+	for _, port := range f.ports {
+		f.peers = append(f.peers, "127.0.0.1:"+port)
+	}
+	for range there {
+		f.addNode()
+	}
+	for i, host := range []string{"127.0.0.1", "[::1]"} {
+		front, err := shared.StartFront(fmt.Sprintf("%s-front-%d", name, i), host+":"+ports[nodes], f.peers, soonStale...)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, front.Scaler.Stop()) })
+		f.fronts = append(f.fronts, front)
+	}
+	f.node.Address = "localhost:" + ports[nodes]
+	f.Workload, err = shared.AddWorkload(ctx, name, "", replicas, func(w *cluster.Workload) { w.Selector = map[string]string{"fleet": name} })
+	require.NoError(t, err)
+	t.Cleanup(f.tellFailure)
+	return f
+}
+
+// addNode adds the next of the nodes.
+func (f *fleet) addNode() {
+	f.Helper()
+	i := len(f.story.fleet)
+	n, err := shared.AddGPUNode(f.ctx, cluster.GPUNodeOptions{
+		Name: fmt.Sprintf("%s-%d", f.name, i), Fixture: fixture("h100x8-uneven"), Workloads: true, ScalerFlags: soonStale,
+		Labels: map[string]string{"fleet": f.name}, Peers: f.peers, PeerListen: f.peers[i],
+	})
+	require.NoError(f, err)
+	f.Cleanup(func() { require.NoError(f, n.Stop()) })
+	f.story.fleet = append(f.story.fleet, n)
+}
+
+// values gives the pods one value each, oldest first, and those beyond the last.
+func values(all ...float64) load {
+	return func(i, _ int) (float64, bool) { return all[min(i, len(all)-1)], true }
+}
+
+// answers are what each replica says, fronts first.
+func (f *fleet) answers(metadata map[string]string) (all []float64, err error) {
+	addresses := []string{f.fronts[0].Address, f.fronts[1].Address}
+	for _, n := range f.story.fleet {
+		addresses = append(addresses, n.Address)
+	}
+	for _, address := range addresses {
+		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return nil, err
+		}
+		r, err := pb.NewExternalScalerClient(conn).GetMetrics(f.ctx, &pb.GetMetricsRequest{ScaledObjectRef: &pb.ScaledObjectRef{
+			Namespace: f.name, Name: f.name, ScalerMetadata: metadata,
+		}})
+		_ = conn.Close()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", address, err)
+		}
+		all = append(all, r.GetMetricValues()[0].GetMetricValueFloat())
+	}
+	return all, nil
+}
+
+// TestFleet: one Deployment over three nodes scales as the mean of its pods says,
+// whichever replica KEDA asks, while fronts and nodes go and come.
+func TestFleet(t *testing.T) {
+	f := beginFleet(t, "fleet3", 3, 3, 3)
+	f.eventually("3 pods have GPUs", f.gpus(3))
+	pods, err := f.Pods(f.ctx)
+	f.must(err)
+	on := map[string]bool{}
+	for _, p := range pods {
+		on[p.Spec.NodeName] = true
+	}
+	require.Len(t, on, 3, "a pod on each node")
+
+	uneven := values(90, 60, 30, 20)
+	f.give(f.ctx, uneven)
+	f.scale(holding+"\nmaxReplicaCount: 12", "targetValue", "50", "window", "0s")
+	f.eventually("4 replicas: (90 + 60 + 30) / 50", f.replicas(4))
+	f.eventually("4 pods have GPUs", f.gpus(4))
+	f.give(f.ctx, uneven)
+	f.eventually("every replica says the same", func() error {
+		all, err := f.answers(map[string]string{"targetValue": "50", "window": "0s"})
+		if err == nil && (slices.Min(all) != slices.Max(all) || all[0] != 200) {
+			err = fmt.Errorf("they say %v", all)
+		}
+		return err
+	})
+	f.always("4 replicas", 3*time.Second, f.replicas(4))
+
+	f.fronts[0].Scaler.Kill()
+	killed := time.Now()
+	f.give(f.ctx, values(95, 80, 65, 60))
+	f.eventually("6 replicas, by the front that is left", f.atLeast(6))
+	assert.Less(t, time.Since(killed), 15*time.Second)
+	f.eventually("6 pods have GPUs", f.gpus(6))
+	f.must(f.fronts[0].Start())
+	steady := values(50)
+	f.give(f.ctx, steady)
+	f.eventually("6 pods at the target", f.hpaValue(50))
+
+	// Each node's scaler is replaced, as a DaemonSet's update does, and each front.
+	for i, n := range f.story.fleet {
+		f.must(n.Scaler.Stop())
+		f.must(n.StartScaler())
+		f.must(n.WaitReady(f.ctx))
+		f.always(fmt.Sprintf("6 replicas while the scaler of node %d is replaced", i), 2*time.Second, f.replicas(6))
+	}
+	for i, front := range f.fronts {
+		f.must(front.Scaler.Stop())
+		f.must(front.Start())
+		f.always(fmt.Sprintf("6 replicas while front %d is replaced", i), 2*time.Second, f.replicas(6))
+	}
+
+	// A node dies while its pods are hot.
+	f.give(f.ctx, values(54)) // within the tolerance
+	dead := f.story.fleet[1]
+	dead.Scaler.Kill()
+	dead.Sidecar.Kill()
+	f.always("6 replicas or more without a node", 8*time.Second, f.atLeast(6))
+	f.must(dead.StartScaler())
+	f.must(dead.StartSidecar())
+	f.give(f.ctx, values(20))
+	f.eventually("3 replicas when it is back and all are idle: 6 x 20 / 50", f.replicas(3))
+}
+
+// TestPartition: a third of the nodes cannot be reached, and nothing says so:
+// packets are lost. What they said last counts for as long as it is fresh; then
+// nothing shrinks for their lack, and they count again when they are back.
+func TestPartition(t *testing.T) {
+	if !namespaces.Inside() {
+		t.Skip("packets can be lost only in a network namespace of our own: needs root")
+	}
+	f := beginFleet(t, "partition", 3, 3, 6)
+	f.eventually("6 pods have GPUs", f.gpus(6))
+	f.give(f.ctx, values(50))
+	f.scale(holding+"\nmaxReplicaCount: 12", "targetValue", "50", "window", "0s")
+	f.eventually("6 pods at the target", f.hpaValue(50))
+	rule := func(action string) {
+		for _, side := range []string{"--dport", "--sport"} {
+			out, err := exec.CommandContext(f.ctx, "iptables", action, "INPUT", "-i", "lo", "-p", "tcp", side, f.ports[2], "-j", "DROP").CombinedOutput()
+			require.NoError(t, err, "%s", out)
+		}
+	}
+	rule("-I")
+	f.always("6 replicas or more behind the partition", 10*time.Second, f.atLeast(6))
+	f.eventually("the front misses it", f.logged("nothing heard for"))
+	rule("-D")
+	f.give(f.ctx, values(70))
+	f.eventually("9 replicas: 6 x 70 / 50, all nodes count", f.atLeast(9))
+}
+
+// logged checks that a front's answers had some words: they are in its log.
+func (f *fleet) logged(words string) func() error {
+	return func() error {
+		for _, front := range f.fronts {
+			if containsAll(front.Scaler.Tail(1<<20), []string{words}) {
+				return nil
+			}
+		}
+		return fmt.Errorf("no front has logged %q", words)
+	}
+}
+
+// TestFromZeroNodes: the pool of GPU nodes has scaled to zero. The fronts are
+// there; a pod that waits for a node stays, and scales on its GPU once there is one.
+func TestFromZeroNodes(t *testing.T) {
+	f := beginFleet(t, "nodeless", 1, 0, 0)
+	other := f.Named("clients")
+	f.must(other.Deploy(f.ctx, "", 0))
+	f.scaleOn("external", quick, clients, "targetValue", "50", "window", "0s")
+	f.eventually("Ready", f.condition("Ready", "True"))
+	f.must(other.Scale(f.ctx, 1))
+	f.eventually("1 replica, which waits for a node", f.counts(1, 0))
+	f.must(other.Scale(f.ctx, 0))
+	f.always("1 replica for three cooldowns", 10*time.Second, f.counts(1, 0))
+	f.addNode()
+	f.eventually("it runs", f.replicas(1))
+	f.eventually("it has a GPU", f.gpus(1))
+	f.give(f.ctx, values(95))
+	f.eventually("2 replicas", f.replicas(2))
+	f.give(f.ctx, values(0))
+	f.eventually("0 replicas, because nobody uses it", f.replicas(0))
+}
