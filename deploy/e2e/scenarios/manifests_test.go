@@ -89,6 +89,12 @@ handler: nvidia
 // overlay renders the base with components, as "kubectl kustomize" does.
 func overlay(t *testing.T, components ...string) string {
 	t.Helper()
+	return overlayWith(t, "", components...)
+}
+
+// overlayWith is overlay with further lines of the kustomization.
+func overlayWith(t *testing.T, lines string, components ...string) string {
+	t.Helper()
 	dir := t.TempDir()
 	up, err := filepath.Rel(dir, filepath.Join(repo, "deploy"))
 	require.NoError(t, err)
@@ -96,7 +102,7 @@ func overlay(t *testing.T, components ...string) string {
 	for _, component := range components {
 		text += "  - " + up + "/components/" + component + "\n"
 	}
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text+lines), 0o600))
 	manifests, err := cluster.Kustomize(dir)
 	require.NoError(t, err)
 	return manifests

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -29,7 +31,8 @@ func TestRealNode(t *testing.T) {
 		t.Skip("needs root")
 	}
 	t.Parallel()
-	ctx, cancel := context.WithTimeoutCause(t.Context(), storyTime, fmt.Errorf("the story took more than %s", storyTime))
+	const within = 2 * storyTime
+	ctx, cancel := context.WithTimeoutCause(t.Context(), within, fmt.Errorf("the story took more than %s", within))
 	t.Cleanup(cancel)
 	node, err := realnode.Start(ctx, realnode.Options{
 		Cluster: shared, Binaries: set, Product: product, Parts: filepath.Join(work, "parts"),
@@ -73,16 +76,19 @@ func TestRealNode(t *testing.T) {
 	s.eventually("2 replicas", s.replicas(2))
 	rollOut() // so that the update begins with a pod that is ready
 
-	// The default install: the workload's own GPUs, by the real kubelet.
-	require.NoError(t, shared.Apply(ctx, overlay(t, "nvidia-runtime-class", "pod-resources")))
+	// The default install with fronts: the workload's own GPUs, by the real kubelet,
+	// and over TLS to the fronts, which find the node by EndpointSlices.
+	ca, err := pki.NewCA("ours")
+	s.must(err)
+	s.must(applySecrets(ctx, ca))
+	require.NoError(t, shared.Apply(ctx, overlayWith(t, frontsOnRealNode, "nvidia-runtime-class", "pod-resources", "peers", "front", "peer-tls")))
 	rollOut()
+	s.eventually("two fronts are ready", frontsReady(ctx))
 	securityIsAsWritten(ctx, t, node, map[string]int{"scaler": 65532, "nvmlsidecar": 65533, "podresources": 0})
 	ownGPUs(s, node)
 
 	// The components for TLS: the rollout, the probes over HTTP, and KEDA's side.
-	ca, err := pki.NewCA("ours")
-	s.must(err)
-	s.must(applySecrets(ctx, ca))
+	require.NoError(t, shared.Client.Delete(ctx, &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "gpuscaler", Name: "gpuscaler-front"}}))
 	s.must(shared.Apply(ctx, overlay(t, "nvidia-runtime-class", "tls", "mutual-tls")))
 	rollOut()
 	securityIsAsWritten(ctx, t, node, base)
@@ -138,6 +144,9 @@ func ownGPUs(real *story, node *realnode.Node) {
 	s.must(node.Driver("set 0 gpu_utilization 62", "set 1 gpu_utilization 82"))
 	s.eventually("the mean of both after the kubelet's restart", s.hpaValue(72))
 	s.always("2 replicas", 5*time.Second, s.replicas(2))
+	s.stopFronts(node)
+	s.must(node.Driver("set 0 gpu_utilization 64", "set 1 gpu_utilization 84"))
+	s.eventually("the mean of both, when the kubelet has ended the fronts that hang", s.hpaValue(74))
 	s.must(node.Driver("set 0 gpu_utilization 30", "set 1 gpu_utilization 50"))
 	s.eventually("1 replica", s.replicas(1))
 	s.eventually("the GPU of the pod that is left", func() error {
@@ -149,6 +158,46 @@ func ownGPUs(real *story, node *realnode.Node) {
 	s.must(shared.Client.Delete(s.ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "own"}}))
 }
 
+// stopFronts has all fronts hang, as a process does that waits for a dead disk.
+func (s *story) stopFronts(node *realnode.Node) {
+	s.Helper()
+	pods := &corev1.PodList{}
+	s.must(shared.Client.List(s.ctx, pods, client.InNamespace("gpuscaler"), client.MatchingLabels{"app.kubernetes.io/component": "front"}))
+	for i := range pods.Items {
+		containers, err := node.Containers(s.ctx, "gpuscaler", pods.Items[i].Name)
+		s.must(err)
+		for _, c := range containers {
+			require.Equal(s, 65532, c.UID)
+			require.Zero(s, c.CapEff|c.CapPrm|c.CapBnd)
+			require.NoError(s, syscall.Kill(c.PID, syscall.SIGSTOP))
+		}
+	}
+}
+
+// frontsOnRealNode lets the fronts onto the real node, which is the only one where
+// anything runs.
+const frontsOnRealNode = `
+patches:
+- target: {kind: Deployment, name: gpuscaler-front}
+  patch: |
+    - {op: add, path: /spec/template/spec/tolerations, value: [{key: nvidia.com/gpu, operator: Exists}]}
+    - {op: add, path: /spec/template/spec/nodeSelector/kubernetes.io~1hostname, value: gpu-real}
+`
+
+// frontsReady is what "kubectl rollout status" waits for.
+func frontsReady(ctx context.Context) func() error {
+	return func() error {
+		d := &appsv1.Deployment{}
+		if err := shared.Client.Get(ctx, client.ObjectKey{Namespace: "gpuscaler", Name: "gpuscaler-front"}, d); err != nil {
+			return err
+		}
+		if d.Status.ObservedGeneration != d.Generation || d.Status.AvailableReplicas != 2 || d.Status.UpdatedReplicas != 2 {
+			return fmt.Errorf("not rolled out: %+v", d.Status)
+		}
+		return nil
+	}
+}
+
 // base are the users of the containers of the base.
 var base = map[string]int{"scaler": 65532, "nvmlsidecar": 65533}
 
@@ -157,7 +206,7 @@ var base = map[string]int{"scaler": 65532, "nvmlsidecar": 65533}
 func securityIsAsWritten(ctx context.Context, t *testing.T, node *realnode.Node, users map[string]int) []realnode.Container {
 	t.Helper()
 	pods := &corev1.PodList{}
-	require.NoError(t, shared.Client.List(ctx, pods, client.InNamespace("gpuscaler")))
+	require.NoError(t, shared.Client.List(ctx, pods, client.InNamespace("gpuscaler"), client.MatchingLabels{"app.kubernetes.io/component": "node"}))
 	pods.Items = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
 	require.Len(t, pods.Items, 1)
 	containers, err := node.Containers(ctx, "gpuscaler", pods.Items[0].Name)
@@ -175,18 +224,23 @@ func securityIsAsWritten(ctx context.Context, t *testing.T, node *realnode.Node,
 	return containers
 }
 
-// secrets are those that the components tls and mutual-tls want.
+// secrets are those that the components tls, mutual-tls and peer-tls want.
 const secrets = `
 apiVersion: v1
 kind: Secret
 metadata: {name: gpuscaler-tls, namespace: gpuscaler}
 type: kubernetes.io/tls
-stringData: {tls.crt: %q, tls.key: %q}
+stringData: {tls.crt: %[1]q, tls.key: %[2]q}
 ---
 apiVersion: v1
 kind: Secret
 metadata: {name: gpuscaler-client-ca, namespace: gpuscaler}
-stringData: {ca.crt: %q}
+stringData: {ca.crt: %[3]q}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: gpuscaler-peer-tls, namespace: gpuscaler}
+stringData: {tls.crt: %[4]q, tls.key: %[5]q, ca.crt: %[3]q}
 `
 
 func applySecrets(ctx context.Context, ca *pki.CA) error {
@@ -194,5 +248,9 @@ func applySecrets(ctx context.Context, ca *pki.CA) error {
 	if err != nil {
 		return err
 	}
-	return shared.Apply(ctx, fmt.Sprintf(secrets, server.Cert, server.Key, ca.PEM))
+	peer, err := ca.Sign("gpuscaler", nil, []string{"gpuscaler-peers"})
+	if err != nil {
+		return err
+	}
+	return shared.Apply(ctx, fmt.Sprintf(secrets, server.Cert, server.Key, ca.PEM, peer.Cert, peer.Key))
 }
