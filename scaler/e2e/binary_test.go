@@ -79,6 +79,8 @@ func TestImportsPointOneWay(t *testing.T) {
 		"gpuscaler/scaler/workload":       {"gpuscaler/scaler/pods", "gpuscaler/scaler/events", "google.golang.org/grpc", "k8s.io/client-go/kubernetes"},
 		"gpuscaler/scaler/resourceslices": {"gpuscaler/scaler/pods", "gpuscaler/scaler/workload", "google.golang.org/grpc", "k8s.io/client-go/kubernetes"},
 		"gpuscaler/scaler/podresources":   {"gpuscaler/scaler/fleet", "gpuscaler/scaler/ingest", "k8s.io/client-go"},
+		"gpuscaler/scaler/peer":           {"gpuscaler/scaler/evaluate", "gpuscaler/scaler/externalscaler", "gpuscaler/scaler/endpointslices", "gpuscaler/scaler/servertls", "k8s.io"},
+		"gpuscaler/scaler/endpointslices": {"gpuscaler/scaler/peer", "gpuscaler/scaler/fleet", "google.golang.org/grpc", "k8s.io/client-go/kubernetes"},
 		"gpuscaler/scaler/ingest":         {"gpuscaler/scaler/fleet", "gpuscaler/scaler/externalscaler", "google.golang.org/grpc"},
 		"gpuscaler/scaler/replay":         {"gpuscaler/scaler/fleet", "gpuscaler/scaler/ingest", "google.golang.org/grpc"},
 		"gpuscaler/scaler/externalscaler": {"gpuscaler/scaler/ingest", "gpuscaler/scaler/status", "gpuscaler/scaler/replay", "k8s.io/client-go"},

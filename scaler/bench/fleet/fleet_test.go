@@ -165,7 +165,7 @@ func BenchmarkFleet(b *testing.B) {
 	if out, err := build.CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)
 	}
-	var rows []string
+	var rows []row
 	for _, nodes := range sizes {
 		b.Run(strconv.Itoa(nodes), func(b *testing.B) {
 			for b.Loop() {
@@ -175,21 +175,20 @@ func BenchmarkFleet(b *testing.B) {
 	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(table, "\n"+strings.Join(columns, "\t"))
-	for _, row := range rows {
-		_, _ = fmt.Fprintln(table, row)
+	for _, r := range rows {
+		_, _ = fmt.Fprintln(table, strings.Join(r.cells(), "\t"))
 	}
 	_ = table.Flush()
-}
-
-var columns = []string{
-	"nodes", "GPUs", "workloads", "CPU", "MiB (peak)", "KB/s", "age p50", "age p99", "GetMetrics p50", "/ health", "GetMetrics p99", "/ health", "scope: cluster", "first answer",
+	if path := os.Getenv("GPUSCALER_BENCH_PLOT"); path != "" && len(rows) > 1 {
+		must(b, os.WriteFile(path, []byte(plot(rows)), 0o600))
+	}
 }
 
 // watched is for how long CPU and bytes are counted.
 const watched = 20 * time.Second
 
-// measure is one row of the table.
-func measure(b *testing.B, binary string, nodes int) string {
+// measure measures one fleet.
+func measure(b *testing.B, binary string, nodes int) row {
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
 	f := startFront(b, binary, startAPI(b, nodes))
@@ -243,18 +242,15 @@ func measure(b *testing.B, binary string, nodes int) string {
 	}
 	cancel()
 	<-asked
-	cpu := (after.cpu - before.cpu).Seconds() / watched.Seconds()
-	cells := []string{
-		strconv.Itoa(nodes), strconv.Itoa(nodes * gpus), strconv.Itoa(workloads(nodes)),
-		fmt.Sprintf("%.1f %%", 100*cpu), fmt.Sprintf("%.0f (%.0f)", after.residentMiB, after.peakMiB), fmt.Sprintf("%.0f", rate),
-		fmt.Sprintf("%.1f s", quantile(ages, 0.5).Seconds()), fmt.Sprintf("%.1f s", quantile(ages, 0.99).Seconds()),
+	millis := func(d time.Duration) float64 { return 1000 * d.Seconds() }
+	of := func(q float64) float64 { return float64(quantile(metrics, q)) / float64(quantile(health, q)) }
+	return row{
+		nodes: nodes, cpuPercent: 100 * (after.cpu - before.cpu).Seconds() / watched.Seconds(),
+		residentMiB: after.residentMiB, peakMiB: after.peakMiB, kilobytes: rate,
+		ageP50: quantile(ages, 0.5).Seconds(), ageP99: quantile(ages, 0.99).Seconds(),
+		metricsP50: millis(quantile(metrics, 0.5)), metricsP99: millis(quantile(metrics, 0.99)), p50Of: of(0.5), p99Of: of(0.99),
+		clusterMillis: millis(quantile(cluster, 0.5)), firstMillis: millis(first),
 	}
-	for _, q := range []float64{0.5, 0.99} {
-		h, m := quantile(health, q), quantile(metrics, q)
-		cells = append(cells, m.Round(time.Microsecond).String(), fmt.Sprintf("%.2f", float64(m)/float64(h)))
-	}
-	cells = append(cells, quantile(cluster, 0.5).Round(10*time.Microsecond).String(), first.Round(time.Millisecond).String())
-	return strings.Join(cells, "\t")
 }
 
 // latency compares GetMetrics, for one workload after the other, with a health
