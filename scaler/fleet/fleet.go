@@ -17,8 +17,6 @@ const (
 	// told of it so far before another one's are taken: while a node's scaler is
 	// replaced, both may speak for it.
 	handover = 3 * time.Second
-	// departed is how long a node is remembered that no peer speaks for.
-	departed = 10 * time.Minute
 )
 
 // ErrOwn says that a peer speaks for this scaler's own node.
@@ -134,6 +132,7 @@ type Peer struct {
 	fleet *Fleet
 	name  string
 	node  string // that its stream speaks for, or ""
+	last  string // that it spoke for last; guarded by Fleet.mu
 	heard bool   // it has told of a node; guarded by Fleet.mu, as is the next
 	tried bool   // it has been heard, or could not be
 }
@@ -189,7 +188,7 @@ func (p *Peer) Apply(n *Node) (before *Node, taken bool, err error) {
 		p.try()
 		return nil, false, nil
 	}
-	t.owner, p.node, p.heard = p, n.Name, true
+	t.owner, p.node, p.last, p.heard = p, n.Name, n.Name, true
 	p.try()
 	before = t.node.Swap(n)
 	f.changed()
@@ -220,13 +219,17 @@ func (p *Peer) leave(do func(t *told)) {
 	p.node = ""
 }
 
-// Forget drops the nodes that no peer has spoken for for long: all of them, if
-// nobody listens to peers any more.
-func (f *Fleet) Forget(now time.Time, all bool) {
+// Forget drops the nodes whose peers have left, if they are silent for a while:
+// another peer may be about to speak for one. Who is only not heard is missed.
+func (f *Fleet) Forget(now time.Time, after time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	missed := make(map[string]bool, len(f.peers))
+	for p := range f.peers {
+		missed[p.last] = true
+	}
 	for name, t := range f.nodes {
-		if t.owner == nil && (all || now.Sub(t.node.Load().Heard) > departed) {
+		if t.owner == nil && !missed[name] && now.Sub(t.node.Load().Heard) > after {
 			f.drop(name)
 		}
 	}

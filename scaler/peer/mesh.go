@@ -42,8 +42,10 @@ const (
 	// message of some KiB every few seconds.
 	readBuffer  = 2 << 10
 	writeBuffer = 1 << 10
-	// sweep is how often nodes are forgotten that have gone.
-	sweep = time.Minute
+	// departed is how long a node is remembered whose peer has left, sweep how often
+	// that is looked at.
+	departed = 30 * time.Second
+	sweep    = 10 * time.Second
 )
 
 // Discovery finds peers.
@@ -159,7 +161,7 @@ func (m *Mesh) listen(ctx context.Context) error {
 		streams.Wait()
 		m.opened.Store(0)
 		m.discovered.Store(false)
-		m.o.Fleet.Forget(time.Now(), true)
+		m.o.Fleet.Forget(time.Now().Add(longest), 0)
 	}()
 	m.opened.Store(int64(time.Since(m.began)) + 1)
 	m.o.Log.Info("listening to peers", "for", idle)
@@ -190,7 +192,7 @@ func (m *Mesh) listen(ctx context.Context) error {
 			m.discovered.Store(true)
 		case <-m.wake:
 		case <-tick.C:
-			m.o.Fleet.Forget(time.Now(), false)
+			m.o.Fleet.Forget(time.Now(), departed)
 			if time.Since(m.began)-time.Duration(m.asked.Load()) >= idle {
 				m.o.Log.Info("nobody asks: no longer listening to peers", "for", idle)
 				return nil
