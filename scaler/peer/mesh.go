@@ -86,11 +86,13 @@ type Mesh struct {
 	opened     atomic.Int64 // when the streams were, after began; 0: they are not
 	discovered atomic.Bool
 	slots      chan struct{} // of connecting
+	idle       time.Duration // see idle
+	sweep      time.Duration // see sweep
 }
 
 // NewMesh makes a mesh. It connects to nobody before somebody asks.
 func NewMesh(o Options) *Mesh {
-	return &Mesh{o: o, began: time.Now(), wake: make(chan struct{}, 1), slots: make(chan struct{}, connecting)}
+	return &Mesh{o: o, began: time.Now(), wake: make(chan struct{}, 1), slots: make(chan struct{}, connecting), idle: idle, sweep: sweep}
 }
 
 // Asked says that somebody wants to know of other nodes. It does not wait.
@@ -164,7 +166,7 @@ func (m *Mesh) listen(ctx context.Context) error {
 		m.o.Fleet.Forget(time.Now().Add(longest), 0)
 	}()
 	m.opened.Store(int64(time.Since(m.began)) + 1)
-	m.o.Log.Info("listening to peers", "for", idle)
+	m.o.Log.Info("listening to peers", "for", m.idle)
 	known := map[address]context.CancelFunc{}
 	found := make(chan map[string]string)
 	failed := make(chan error, 1)
@@ -176,7 +178,7 @@ func (m *Mesh) listen(ctx context.Context) error {
 			}
 		})
 	})
-	tick := time.NewTicker(sweep)
+	tick := time.NewTicker(m.sweep)
 	defer tick.Stop()
 	for {
 		select {
@@ -193,8 +195,8 @@ func (m *Mesh) listen(ctx context.Context) error {
 		case <-m.wake:
 		case <-tick.C:
 			m.o.Fleet.Forget(time.Now(), departed)
-			if time.Since(m.began)-time.Duration(m.asked.Load()) >= idle {
-				m.o.Log.Info("nobody asks: no longer listening to peers", "for", idle)
+			if time.Since(m.began)-time.Duration(m.asked.Load()) >= m.idle {
+				m.o.Log.Info("nobody asks: no longer listening to peers", "for", m.idle)
 				return nil
 			}
 		}

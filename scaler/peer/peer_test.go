@@ -177,6 +177,25 @@ func TestMesh(t *testing.T) {
 	}, "who is no peer any more is not listened to")
 }
 
+// When nobody has asked for a while nobody is listened to, until somebody asks.
+func TestIdle(t *testing.T) {
+	a := start(t, "a", "127.0.0.1:0")
+	a.say(t, 10)
+	f := fleet.New(nil)
+	m := NewMesh(Options{Fleet: f, Discovery: Static{a.address}, Log: nopLog})
+	m.idle, m.sweep = 1500*time.Millisecond, 50*time.Millisecond
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	for range 2 {
+		m.Asked()
+		eventually(t, func() bool { return utilization(f, "a") == 10 }, "it is heard")
+		eventually(t, func() bool { return len(f.Nodes()) == 0 && !m.Settled() }, "nobody asks")
+	}
+	cancel()
+	require.NoError(t, <-done)
+}
+
 // A scaler that finds itself among its peers leaves itself out.
 func TestOwnAddress(t *testing.T) {
 	me := start(t, "me", "127.0.0.1:0")

@@ -13,6 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"gpuscaler/deploy/e2e/cluster"
 	"gpuscaler/deploy/e2e/namespaces"
@@ -202,6 +204,28 @@ func (f *fleet) logged(words string) func() error {
 		}
 		return fmt.Errorf("no front has logged %q", words)
 	}
+}
+
+// TestNodesGone: all GPU nodes go while their pods are busy, as a pool of spot
+// instances does. Nothing shrinks; the pods that follow wait for a node, and count
+// when there is one.
+func TestNodesGone(t *testing.T) {
+	f := beginFleet(t, "gone", 2, 1, 2)
+	f.eventually("2 pods have GPUs", f.gpus(2))
+	f.give(f.ctx, values(50))
+	f.scale(holding+"\nmaxReplicaCount: 6", "targetValue", "50", "window", "0s")
+	f.eventually("2 pods at the target", f.hpaValue(50))
+	gone := f.story.fleet[0]
+	f.must(gone.Stop())
+	f.must(shared.Client.Delete(f.ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: gone.Name}}))
+	f.always("2 replicas or more without any node", 10*time.Second, f.atLeast(2))
+	f.eventually("their pods are collected, and those that follow wait", f.counts(2, 0))
+	f.always("2 replicas that wait", 5*time.Second, f.atLeast(2))
+	f.addNode()
+	f.eventually("2 replicas on the new node", f.replicas(2))
+	f.eventually("2 pods have GPUs", f.gpus(2))
+	f.give(f.ctx, values(80))
+	f.eventually("4 replicas: 2 x 80 / 50", f.replicas(4))
 }
 
 // TestFromZeroNodes: the pool of GPU nodes has scaled to zero. The fronts are
