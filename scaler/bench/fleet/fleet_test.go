@@ -232,7 +232,7 @@ func measure(b *testing.B, binary string, nodes int) row {
 		}
 		time.Sleep(300 * time.Millisecond)
 	}
-	health, metrics := f.latency(b, ctx, nodes)
+	health, metrics := f.latency(ctx, b, nodes)
 	var cluster []time.Duration
 	for range 50 {
 		began := time.Now()
@@ -255,7 +255,7 @@ func measure(b *testing.B, binary string, nodes int) row {
 
 // latency compares GetMetrics, for one workload after the other, with a health
 // check of the same server, call by call in turn.
-func (f *front) latency(b *testing.B, ctx context.Context, nodes int) (health, metrics []time.Duration) {
+func (f *front) latency(ctx context.Context, b *testing.B, nodes int) (health, metrics []time.Duration) {
 	b.Helper()
 	for i := range 10_000 {
 		began := time.Now()
