@@ -66,14 +66,14 @@ func beginFleet(t *testing.T, name string, nodes, there, replicas int) *fleet {
 // addNode adds the next of the nodes.
 func (f *fleet) addNode() {
 	f.Helper()
-	i := len(f.story.fleet)
+	i := len(f.fleet)
 	n, err := shared.AddGPUNode(f.ctx, cluster.GPUNodeOptions{
 		Name: fmt.Sprintf("%s-%d", f.name, i), Fixture: fixture("h100x8-uneven"), Workloads: true, ScalerFlags: soonStale,
 		Labels: map[string]string{"fleet": f.name}, Peers: f.peers, PeerListen: f.peers[i],
 	})
 	require.NoError(f, err)
 	f.Cleanup(func() { require.NoError(f, n.Stop()) })
-	f.story.fleet = append(f.story.fleet, n)
+	f.fleet = append(f.fleet, n)
 }
 
 // values gives the pods one value each, oldest first, and those beyond the last.
@@ -84,7 +84,7 @@ func values(all ...float64) load {
 // answers are what each replica says, fronts first.
 func (f *fleet) answers(metadata map[string]string) (all []float64, err error) {
 	addresses := []string{f.fronts[0].Address, f.fronts[1].Address}
-	for _, n := range f.story.fleet {
+	for _, n := range f.fleet {
 		addresses = append(addresses, n.Address)
 	}
 	for _, address := range addresses {
@@ -144,7 +144,7 @@ func TestFleet(t *testing.T) {
 	f.eventually("6 pods at the target", f.hpaValue(50))
 
 	// Each node's scaler is replaced, as a DaemonSet's update does, and each front.
-	for i, n := range f.story.fleet {
+	for i, n := range f.fleet {
 		f.must(n.Scaler.Stop())
 		f.must(n.StartScaler())
 		f.must(n.WaitReady(f.ctx))
@@ -158,7 +158,7 @@ func TestFleet(t *testing.T) {
 
 	// A node dies while its pods are hot.
 	f.give(f.ctx, values(54)) // within the tolerance
-	dead := f.story.fleet[1]
+	dead := f.fleet[1]
 	dead.Scaler.Kill()
 	dead.Sidecar.Kill()
 	f.always("6 replicas or more without a node", 8*time.Second, f.atLeast(6))
@@ -215,7 +215,7 @@ func TestNodesGone(t *testing.T) {
 	f.give(f.ctx, values(50))
 	f.scale(holding+"\nmaxReplicaCount: 6", "targetValue", "50", "window", "0s")
 	f.eventually("2 pods at the target", f.hpaValue(50))
-	gone := f.story.fleet[0]
+	gone := f.fleet[0]
 	f.must(gone.Stop())
 	f.must(shared.Client.Delete(f.ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: gone.Name}}))
 	f.always("2 replicas or more without any node", 10*time.Second, f.atLeast(2))
