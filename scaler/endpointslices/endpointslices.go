@@ -73,7 +73,8 @@ func (f *Finder) addresses(all []any) map[string]string {
 			if len(e.Addresses) == 0 {
 				continue
 			}
-			pod, name := e.Addresses[0], e.Addresses[0]
+			target := net.JoinHostPort(e.Addresses[0], f.port)
+			pod, name := e.Addresses[0], target
 			if e.TargetRef != nil && e.TargetRef.UID != "" {
 				pod = string(e.TargetRef.UID)
 			}
@@ -82,7 +83,7 @@ func (f *Finder) addresses(all []any) map[string]string {
 			}
 			if !seen[pod] {
 				seen[pod] = true
-				addresses[net.JoinHostPort(e.Addresses[0], f.port)] = name
+				addresses[target] = name
 			}
 		}
 	}

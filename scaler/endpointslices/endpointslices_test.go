@@ -59,7 +59,7 @@ func TestFinder(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	found, done := make(chan map[string]string), make(chan error, 1)
 	go func() { done <- f.Run(ctx, func(all map[string]string) { found <- all }) }()
-	want := map[string]string{"10.0.0.1:6001": "node-1", "10.0.0.2:6001": "10.0.0.2", "[fd00::3]:6001": "node-3"}
+	want := map[string]string{"10.0.0.1:6001": "node-1", "10.0.0.2:6001": "10.0.0.2:6001", "[fd00::3]:6001": "node-3"}
 	assert.Equal(t, want, <-found)
 	more <- added
 	want["10.0.0.9:6001"] = "node-9"

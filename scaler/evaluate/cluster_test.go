@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"gpuscaler/scaler/attribution"
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/replicas"
 	"gpuscaler/shared/snapshot"
@@ -173,5 +174,44 @@ func TestCluster(t *testing.T) {
 			assert.Equal(t, 3, d.Nodes)
 			assert.Equal(t, c.value > 0, d.Active)
 		})
+	}
+}
+
+// Peers tell of pods that hold devices. One that is not told of holds none, if its
+// node has had the time to say so and does not say that it holds some unseen.
+func TestPodThatPeersDoNotTellOf(t *testing.T) {
+	for name, c := range map[string]struct {
+		started   float64 // of the pod, in seconds
+		strangers []string
+		unheard   bool
+		reason    string
+	}{
+		"it holds nothing":                      {-60, nil, false, "holds no GPU"},
+		"it may just have been given one":       {0, nil, true, "node n1 has not told of it yet"},
+		"the kubelet knows it, and nobody else": {-60, []string{"shop/b"}, true, "node n1 has not told of it yet"},
+	} {
+		n := newNode(t)
+		n.say("nvmlsidecar", 1, gpus(90)...)
+		holder := llm("a", id(0)).Pod
+		holder.Node = "n1"
+		holder.Shares = []attribution.Share{{Device: id(0), GPU: id(0), Holders: 1, GPUHolders: 1}}
+		peers := front(t)
+		_, _, err := peers.Join("n1").Apply(fleet.Node{
+			Name: "n1", Heard: at(1), Allocated: at(1), PodsKnown: true, Devices: n.Node().Devices,
+		}.With(fleet.NewPods([]*fleet.Pod{&holder}, nil, c.strangers)))
+		require.NoError(t, err)
+		w := peers.workload(map[string][]string{"n1": {"a", "b"}})
+		for _, p := range w.Pods {
+			p.Started = at(c.started)
+		}
+		d, err := ForWorkload(parse(t, utilization(nil)), peers, w, at(2), limits)
+		require.NoError(t, err, name)
+		require.Len(t, d.Pods, 2)
+		for _, r := range d.Pods {
+			if r.Pod.Name == "b" {
+				assert.Equal(t, c.reason, r.Reason, name)
+				assert.Equal(t, c.unheard, r.unheard, name)
+			}
+		}
 	}
 }

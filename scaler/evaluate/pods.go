@@ -65,7 +65,8 @@ func placed(f Fleet, w *Workload) (all []place) {
 			if known := at.node.Pod(p.UID); known != nil {
 				at.pod, at.known = known, true
 			} else if at.node.HoldersOnly && at.node.Allocated.After(p.Started.Add(soon)) && !p.Started.IsZero() {
-				at.known = true // it holds nothing, or it would have been told of
+				// It holds nothing, or it would have been told of.
+				at.known = !slices.Contains(at.node.Strangers, p.Namespace+"/"+p.Name)
 			}
 		}
 		all = append(all, at)

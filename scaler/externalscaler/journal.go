@@ -68,7 +68,7 @@ func (j *journal) note(ref *pb.ScaledObjectRef, t *trigger.Trigger, d *evaluate.
 		log.Debug("no answer", "reason", err)
 	case err != nil:
 		log.Warn("no answer any more", "reason", err)
-	case now.replicas >= 0 || again && (known.(said).failed || known.(said).gaps != now.gaps):
+	case now.replicas >= 0 || now.gaps > 0 || again && (known.(said).failed || known.(said).gaps != now.gaps):
 		log.Info("decision", "is", d)
 	}
 }

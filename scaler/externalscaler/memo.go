@@ -16,7 +16,7 @@ const (
 	// call.
 	large = 16
 	// kept is for how long, unless something in it is too old before.
-	kept = time.Second
+	kept = 250 * time.Millisecond
 	// memos bounds how many are kept: the names are the callers'.
 	memos = 2048
 )
@@ -42,8 +42,9 @@ type memoized struct {
 }
 
 // get is a decision for a trigger, on a workload or not (nil): one that is still
-// good, or one that is made.
-func (m *memo) get(ref *pb.ScaledObjectRef, t *trigger.Trigger, w *evaluate.Workload, decide func(now time.Time) (evaluate.Decision, error)) (evaluate.Decision, error) {
+// good, or one that is made. One with gaps is kept only if they will not be filled
+// in a moment: when all peers are heard that can be.
+func (m *memo) get(ref *pb.ScaledObjectRef, t *trigger.Trigger, w *evaluate.Workload, settled bool, decide func(now time.Time) (evaluate.Decision, error)) (evaluate.Decision, error) {
 	k, now := memoKey{ref.GetNamespace(), ref.GetName(), *t}, time.Now()
 	fresh := memoized{}
 	if w != nil {
@@ -56,8 +57,7 @@ func (m *memo) get(ref *pb.ScaledObjectRef, t *trigger.Trigger, w *evaluate.Work
 		return known.decision, nil
 	}
 	d, err := decide(now)
-	// What has gaps is looked at again each time: they may be filled in a moment.
-	if err == nil && len(d.Pods)+len(d.Used) >= large && d.Gaps() == 0 {
+	if err == nil && len(d.Pods)+len(d.Used) >= large && (settled || d.Gaps() == 0) {
 		fresh.decision, fresh.until = d.Brief(), earlier(now.Add(kept), d.Until)
 		m.put(k, fresh)
 	}

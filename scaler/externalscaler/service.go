@@ -7,6 +7,7 @@ package externalscaler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math"
 	"time"
@@ -175,7 +176,10 @@ func (s *Service) decide(t *trigger.Trigger, ref *pb.ScaledObjectRef) (evaluate.
 		}
 		return s.decideForWorkload(t, ref, w)
 	case t.Scope == trigger.ScopeCluster && s.peers != nil:
-		return s.settled(s.memo.get(ref, t, nil, func(now time.Time) (evaluate.Decision, error) {
+		if !s.peers.Settled() { // who has not been found is no gap
+			return evaluate.Decision{}, errUnsettled
+		}
+		return s.settled(s.memo.get(ref, t, nil, true, func(now time.Time) (evaluate.Decision, error) {
 			return evaluate.ForCluster(t, s.fleet, now, s.limits.StaleAfter)
 		}))
 	}
@@ -183,16 +187,23 @@ func (s *Service) decide(t *trigger.Trigger, ref *pb.ScaledObjectRef) (evaluate.
 }
 
 func (s *Service) decideForWorkload(t *trigger.Trigger, ref *pb.ScaledObjectRef, w *evaluate.Workload) (evaluate.Decision, error) {
-	return s.settled(s.memo.get(ref, t, w, func(now time.Time) (evaluate.Decision, error) {
+	decide := func(now time.Time) (evaluate.Decision, error) {
 		return evaluate.ForWorkload(t, s.fleet, w, now, s.limits)
-	}))
+	}
+	if s.peers == nil {
+		return decide(time.Now())
+	}
+	return s.settled(s.memo.get(ref, t, w, s.peers.Settled(), decide))
 }
+
+var errUnsettled = &evaluate.Error{Kind: evaluate.Unavailable,
+	Reason: "not all nodes are heard yet: this scaler has just begun to listen to its peers, or cannot find them (see its log)"}
 
 // settled refuses a decision with gaps that may be filled in a moment: a scaler that
 // has just begun to listen to its peers.
 func (s *Service) settled(d evaluate.Decision, err error) (evaluate.Decision, error) {
-	if err == nil && s.peers != nil && d.Gaps() > 0 && !s.peers.Settled() {
-		return evaluate.Decision{}, &evaluate.Error{Kind: evaluate.Unavailable, Reason: "not all nodes are heard yet: this scaler has just begun to listen to them"}
+	if err == nil && d.Gaps() > 0 && !s.peers.Settled() {
+		return evaluate.Decision{}, errUnsettled
 	}
 	return d, err
 }
@@ -213,6 +224,9 @@ func (s *Service) active(t *trigger.Trigger, ref *pb.ScaledObjectRef) (bool, err
 		return d.Activity(w)
 	}
 	d, err := s.decide(t, ref)
+	if err == nil && !d.Active && d.Silent > 0 {
+		return false, &evaluate.Error{Kind: evaluate.Unavailable, Reason: fmt.Sprintf("scope: cluster: nothing is known of %d of %d nodes, which may be busy", d.Silent, d.Nodes)}
+	}
 	return d.Active, err
 }
 

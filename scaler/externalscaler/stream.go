@@ -24,6 +24,7 @@ func (s *Service) StreamIsActive(ref *pb.ScaledObjectRef, stream grpc.ServerStre
 	defer old.Stop()
 	sent, last, beat := false, false, false
 	for {
+		s.asked()
 		updated := s.fleet.Updated() // taken before the data: no change is missed
 		active, err := s.active(&t, ref)
 		if err == nil && (!sent || active != last || (active && beat)) {

@@ -113,12 +113,13 @@ func (f *Fleet) changed() {
 	}
 }
 
-// Unheard are the peers that have not told of any node yet, sorted.
+// Unheard are the peers that have not told of any node yet, sorted. One on a node
+// that another tells of, because its scaler is being replaced, is not missed.
 func (f *Fleet) Unheard() (names []string) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	for p := range f.peers {
-		if !p.heard {
+		if told := f.nodes[p.name] != nil || f.own != nil && f.own.name == p.name; !p.heard && !told {
 			names = append(names, p.name)
 		}
 	}

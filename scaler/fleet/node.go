@@ -27,6 +27,9 @@ type Node struct {
 	// namespace and name. HoldersOnly: those that hold nothing are left out.
 	Pods        []*Pod
 	HoldersOnly bool
+	// Strangers are namespace/name of pods that hold devices, as the kubelet says,
+	// and that the API server has not told of. Sorted.
+	Strangers []string
 	// Allocated is when the kubelet was last heard of which pods hold what; zero
 	// when never.
 	Allocated time.Time

@@ -46,6 +46,7 @@ type pods struct {
 	devices       []attribution.Device
 	public        []*Pod
 	byUID         map[string]*Pod
+	strangers     []string
 	claimed       bool // some pod has a claim
 	claimsUnknown bool // for a device that is not known
 }
@@ -105,6 +106,7 @@ func (p *pods) attribute(n *Node) {
 		p.byUID = index(p.public)
 		p.lookAtClaims()
 	}
+	n.Strangers = p.strangers
 	n.Pods, n.byUID, n.PodsKnown, n.Allocated, n.gone = p.public, p.byUID, p.known, p.allocated, p.gone
 	n.Claims, n.ClaimsUnknown = p.claimed, p.claimsUnknown
 }
@@ -138,9 +140,16 @@ func (p *pods) match(devices []attribution.Device) []*Pod {
 	}
 	public := make([]*Pod, len(p.watched))
 	for i, pod := range p.watched {
-		pod.Holding = holdings[attribution.Pod{Namespace: pod.Namespace, Name: pod.Name}]
+		name := attribution.Pod{Namespace: pod.Namespace, Name: pod.Name}
+		pod.Holding = holdings[name]
+		delete(holdings, name)
 		public[i] = &pod
 	}
+	p.strangers = nil
+	for name := range holdings {
+		p.strangers = append(p.strangers, name.Namespace+"/"+name.Name)
+	}
+	slices.Sort(p.strangers)
 	return public
 }
 

@@ -29,11 +29,13 @@ type Pods struct {
 	list  []*Pod
 	byUID map[string]*Pod
 	gone  map[string]time.Time
+	other []string
 }
 
-// NewPods are pods that hold devices, and the UIDs of those that have gone.
-func NewPods(list []*Pod, gone []string) *Pods {
-	p := &Pods{list: list, byUID: index(list), gone: make(map[string]time.Time, len(gone))}
+// NewPods are pods that hold devices, the UIDs of those that have gone, and those
+// that are strangers (see Node).
+func NewPods(list []*Pod, gone, strangers []string) *Pods {
+	p := &Pods{list: list, byUID: index(list), other: strangers, gone: make(map[string]time.Time, len(gone))}
 	for _, uid := range gone {
 		p.gone[uid] = time.Time{}
 	}
@@ -42,6 +44,6 @@ func NewPods(list []*Pod, gone []string) *Pods {
 
 // With is the node with these pods.
 func (n Node) With(p *Pods) *Node {
-	n.Pods, n.byUID, n.gone, n.HoldersOnly = p.list, p.byUID, p.gone, true
+	n.Pods, n.byUID, n.gone, n.Strangers, n.HoldersOnly = p.list, p.byUID, p.gone, p.other, true
 	return &n
 }

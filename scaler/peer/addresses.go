@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -96,6 +97,9 @@ func (d *DNS) find(ctx context.Context) (all map[string]string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	hosts, err := net.DefaultResolver.LookupHost(ctx, d.Host)
+	if none := (*net.DNSError)(nil); errors.As(err, &none) && none.IsNotFound {
+		err = nil // a headless Service with nobody behind it
+	}
 	all = make(map[string]string, len(hosts))
 	for _, host := range hosts {
 		target := net.JoinHostPort(host, d.Port)

@@ -33,6 +33,7 @@ func whole(t *testing.T) *fleet.Local {
 	}
 	require.NoError(t, l.Connect().Apply(&snapshot.Sample{Writer: "podresources", Allocation: &snapshot.Allocation{Containers: []snapshot.Container{
 		{Namespace: "shop", Pod: "llm-0", Plugin: []snapshot.PluginDevices{{Resource: "nvidia.com/gpu", IDs: []string{"MIG-a", "GPU-z"}}}},
+		{Namespace: "shop", Pod: "nobody-knows", Plugin: []snapshot.PluginDevices{{Resource: "nvidia.com/gpu", IDs: []string{"GPU-a"}}}},
 	}}}, at(0.5)))
 	pods := []fleet.Pod{
 		{Namespace: "shop", Name: "llm-0", UID: "u0", Node: "node-1", Labels: map[string]string{"app": "llm"}, Ready: true, WasReady: true, Created: at(-60), Started: at(-50)},
@@ -81,6 +82,7 @@ func TestRoundTrip(t *testing.T) {
 	assert.Equal(t, at(-50).Unix(), p.Started.Unix())
 	assert.True(t, n.Had("u2"))
 	assert.False(t, n.Had("u1"))
+	assert.Equal(t, []string{"shop/nobody-knows"}, n.Strangers)
 
 	// Numbers alone from now on, as long as nothing else changes.
 	second := e.encode(l.Node(), at(5))
@@ -106,6 +108,17 @@ func TestUnheardNode(t *testing.T) {
 	require.NoError(t, err)
 	assert.True(t, n.Heard.IsZero() && n.Allocated.IsZero())
 	assert.False(t, n.PodsKnown)
+	assert.Empty(t, n.Writers)
+}
+
+// A node whose driver cannot be opened is not one without GPUs.
+func TestUnreadableNode(t *testing.T) {
+	l := fleet.NewLocal("n", time.Second, nopLog, epoch)
+	require.NoError(t, l.Connect().Apply(&snapshot.Sample{Writer: "nvmlsidecar", Error: "LIBRARY_NOT_FOUND"}, at(1)))
+	n, err := (&decoder{}).decode((&encoder{start: at(0)}).encode(l.Node(), at(1)), at(1))
+	require.NoError(t, err)
+	require.Len(t, n.Writers, 1)
+	assert.Equal(t, "nvmlsidecar: LIBRARY_NOT_FOUND", n.Writers[0].Name+": "+n.Writers[0].Error)
 }
 
 // A message that was under way for long is as old as it is, not as old as it
@@ -133,6 +146,7 @@ func TestHostilePeer(t *testing.T) {
 		"too few readings":     func(s *pb.State) { s.Readings = s.Readings[1:] },
 		"too many devices":     func(s *pb.State) { s.Layout.Devices = make([]*pb.Device, mostDevices+1) },
 		"too many pods":        func(s *pb.State) { s.Layout.Pods = make([]*pb.Pod, mostPods+1) },
+		"too many strangers":   func(s *pb.State) { s.Layout.Strangers = make([]string, mostPods+1) },
 		"too many gone":        func(s *pb.State) { s.Layout.Gone = make([]string, mostPods+1) },
 		"too many metrics":     func(s *pb.State) { s.Layout.Metrics = make([]string, mostMetrics+1) },
 		"an age below 0":       func(s *pb.State) { s.HeardAgeUs = new(int64(-1)) },

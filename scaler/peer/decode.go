@@ -67,6 +67,9 @@ func (d *decoder) decode(s *pb.State, now time.Time) (*fleet.Node, error) {
 	if n.Allocated, err = before(sent, s.AllocatedAgeUs); err != nil { //nolint:protogetter // absent is not 0
 		return nil, err
 	}
+	if s.GetError() != "" {
+		n.Writers = []fleet.Writer{{Name: s.GetReader(), Error: s.GetError(), Heard: n.Heard}}
+	}
 	for i, r := range s.GetReadings() {
 		device, err := d.device(i, r, sent)
 		if err != nil {
@@ -171,8 +174,8 @@ func (d *decoder) arrange(l *pb.Layout) error {
 		return errors.New("a node without a name")
 	case len(l.GetDevices()) > mostDevices:
 		return fmt.Errorf("%d devices; at most %d are allowed", len(l.GetDevices()), mostDevices)
-	case len(l.GetPods()) > mostPods || len(l.GetGone()) > mostPods:
-		return fmt.Errorf("%d pods, and %d that have gone; at most %d are allowed", len(l.GetPods()), len(l.GetGone()), mostPods)
+	case len(l.GetPods()) > mostPods || len(l.GetGone()) > mostPods || len(l.GetStrangers()) > mostPods:
+		return fmt.Errorf("%d pods, %d that have gone and %d strangers; at most %d are allowed", len(l.GetPods()), len(l.GetGone()), len(l.GetStrangers()), mostPods)
 	case len(l.GetMetrics()) > mostMetrics:
 		return fmt.Errorf("%d metrics; at most %d are allowed", len(l.GetMetrics()), mostMetrics)
 	}
@@ -197,7 +200,7 @@ func (d *decoder) arrange(l *pb.Layout) error {
 	}
 	// The message's own memory goes with the next layout.
 	d.layout = &pb.Layout{Node: l.GetNode(), Version: l.GetVersion(), PodsKnown: l.GetPodsKnown()}
-	d.metrics, d.devices, d.names, d.pods = metrics, devices, make([]named, len(devices)), fleet.NewPods(pods, l.GetGone())
+	d.metrics, d.devices, d.names, d.pods = metrics, devices, make([]named, len(devices)), fleet.NewPods(pods, l.GetGone(), l.GetStrangers())
 	return nil
 }
 

@@ -47,6 +47,11 @@ func (e *encoder) encode(n *fleet.Node, now time.Time) *pb.State {
 		e.told, s.Layout = layout, layout
 	}
 	e.pods = n.Pods
+	for _, w := range n.Writers {
+		if w.Error != "" && !w.Allocates && s.Error == "" {
+			s.Reader, s.Error = w.Name, w.Error
+		}
+	}
 	for _, d := range n.Devices {
 		s.Readings = append(s.Readings, reading(d, layout.GetMetrics(), now))
 	}
@@ -56,7 +61,7 @@ func (e *encoder) encode(n *fleet.Node, now time.Time) *pb.State {
 func age(now, at time.Time) int64 { return max(0, now.Sub(at).Microseconds()) }
 
 func (e *encoder) layout(n *fleet.Node, now time.Time) *pb.Layout {
-	l := &pb.Layout{Node: n.Name, Version: e.version, PodsKnown: n.PodsKnown, Metrics: metrics(n), Gone: n.Gone(now.Add(-goneFor), mostGone)}
+	l := &pb.Layout{Node: n.Name, Version: e.version, PodsKnown: n.PodsKnown, Metrics: metrics(n), Gone: n.Gone(now.Add(-goneFor), mostGone), Strangers: n.Strangers}
 	slices.Sort(l.Gone)
 	at := make(map[string]uint32, len(n.Devices))
 	for i, d := range n.Devices {

@@ -20,6 +20,7 @@ import (
 
 	"gpuscaler/scaler/fleet"
 	pb "gpuscaler/scaler/peer/peerpb"
+	"gpuscaler/scaler/terms"
 )
 
 const (
@@ -35,6 +36,8 @@ const (
 	ownRetry = time.Minute
 	// connecting is how many connections are made at once.
 	connecting = 128
+	// breath is between two messages of a stream.
+	breath = 20 * time.Millisecond
 	// mostState is how large a message may be, in bytes. A node of 8 GPUs with 7 MIG
 	// instances each needs some 40 KiB.
 	mostState = 1 << 20
@@ -51,7 +54,8 @@ const (
 // Discovery finds peers.
 type Discovery interface {
 	// Run tells of all peers each time that they change, until ctx is done: by host
-	// and port the name that people know each by. An error ends it for good.
+	// and port the name of the node that each is on, or host and port again where
+	// that is not known. An error ends it for good.
 	Run(ctx context.Context, found func(peers map[string]string)) error
 }
 
@@ -116,10 +120,10 @@ func (m *Mesh) Settled() bool {
 	if opened == 0 {
 		return false
 	}
-	if time.Since(m.began)-time.Duration(opened) >= settling {
-		return true
+	if !m.discovered.Load() {
+		return false
 	}
-	return m.discovered.Load() && m.o.Fleet.Waiting() == 0
+	return m.o.Fleet.Waiting() == 0 || time.Since(m.began)-time.Duration(opened) >= settling
 }
 
 // Ready says why nothing can be answered for lack of peers, or nil. Who has not
@@ -191,7 +195,11 @@ func (m *Mesh) listen(ctx context.Context) error {
 			failed = nil // what it found stays
 		case all := <-found:
 			m.follow(ctx, &streams, known, all)
-			m.discovered.Store(true)
+			// Who has a node is a peer itself: none at all are not the right ones.
+			m.discovered.Store(len(all) > 0 || m.o.Fleet.Own() == nil)
+			if !m.discovered.Load() {
+				m.o.Log.Warn("no peers are found, not even this scaler")
+			}
 		case <-m.wake:
 		case <-tick.C:
 			m.o.Fleet.Forget(time.Now(), departed)
@@ -311,6 +319,9 @@ func (m *Mesh) stream(ctx context.Context, conn *grpc.ClientConn, a address, pee
 		if err != nil {
 			return heard, fmt.Errorf("what it says makes no sense: %w", err)
 		}
+		if a.name != a.target && a.name != n.Name { // Kubernetes knows where it is
+			return heard, fmt.Errorf("it says that it is on node %s", terms.Quote(n.Name))
+		}
 		before, taken, err := peer.Apply(n)
 		if err != nil {
 			return heard, err
@@ -323,6 +334,11 @@ func (m *Mesh) stream(ctx context.Context, conn *grpc.ClientConn, a address, pee
 			if changed := changes(before, n); len(changed) > 0 {
 				m.o.Listener.PodsChanged(changed)
 			}
+		}
+		select { // who talks much is heard less
+		case <-ctx.Done():
+			return heard, ctx.Err()
+		case <-time.After(breath):
 		}
 	}
 }

@@ -261,8 +261,8 @@ func (r *Resolver) enqueue(e *entry, queue chan *entry) {
 func (r *Resolver) Run(ctx context.Context) error {
 	var all sync.WaitGroup
 	defer all.Wait()
-	for range workers {
-		all.Go(func() { r.work(ctx) })
+	for i := range workers {
+		all.Go(func() { r.work(ctx, i == 0) })
 	}
 	tick := time.NewTicker(soonest / 2)
 	defer tick.Stop()
@@ -286,10 +286,16 @@ func (r *Resolver) due(now time.Time) {
 	}
 }
 
-func (r *Resolver) work(ctx context.Context) {
-	for {
-		select { // these first
-		case e := <-r.urgent:
+// work reads what is urgent before the rest, or the other way round: one worker
+// does, so that those are read, too, whose pods do not change.
+func (r *Resolver) work(ctx context.Context, restFirst bool) {
+	first := r.urgent
+	if restFirst {
+		first = r.queue
+	}
+	for ctx.Err() == nil {
+		select {
+		case e := <-first:
 			r.refresh(ctx, e)
 			continue
 		default:

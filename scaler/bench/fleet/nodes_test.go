@@ -65,7 +65,7 @@ func newNode(i, nodes int) *node {
 			Holding: attribution.Holding{Shares: []attribution.Share{{Device: n.ids[g], GPU: n.ids[g], Holders: 1, GPUHolders: 1}}},
 		})
 	}
-	n.pods = fleet.NewPods(pods, nil)
+	n.pods = fleet.NewPods(pods, nil, nil)
 	return n
 }
 

@@ -94,7 +94,10 @@ type State struct {
 	HeardAgeUs     *int64 `protobuf:"varint,3,opt,name=heard_age_us,json=heardAgeUs,proto3,oneof" json:"heard_age_us,omitempty"`
 	AllocatedAgeUs *int64 `protobuf:"varint,4,opt,name=allocated_age_us,json=allocatedAgeUs,proto3,oneof" json:"allocated_age_us,omitempty"`
 	// In the order of the layout's devices.
-	Readings      []*Reading `protobuf:"bytes,5,rep,name=readings,proto3" json:"readings,omitempty"`
+	Readings []*Reading `protobuf:"bytes,5,rep,name=readings,proto3" json:"readings,omitempty"`
+	// A reader of devices that can read nothing at all, and why; or empty.
+	Reader        string `protobuf:"bytes,6,opt,name=reader,proto3" json:"reader,omitempty"`
+	Error         string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -164,6 +167,20 @@ func (x *State) GetReadings() []*Reading {
 	return nil
 }
 
+func (x *State) GetReader() string {
+	if x != nil {
+		return x.Reader
+	}
+	return ""
+}
+
+func (x *State) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type Layout struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node's name, as Kubernetes has it.
@@ -177,7 +194,10 @@ type Layout struct {
 	// Those that hold devices; others do not matter.
 	Pods []*Pod `protobuf:"bytes,6,rep,name=pods,proto3" json:"pods,omitempty"`
 	// UIDs of pods that were here and are no more, of the last minutes.
-	Gone          []string `protobuf:"bytes,7,rep,name=gone,proto3" json:"gone,omitempty"`
+	Gone []string `protobuf:"bytes,7,rep,name=gone,proto3" json:"gone,omitempty"`
+	// Namespace/name of pods that hold devices, as the kubelet says, and are not
+	// known from the API server.
+	Strangers     []string `protobuf:"bytes,8,rep,name=strangers,proto3" json:"strangers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -257,6 +277,13 @@ func (x *Layout) GetPods() []*Pod {
 func (x *Layout) GetGone() []string {
 	if x != nil {
 		return x.Gone
+	}
+	return nil
+}
+
+func (x *Layout) GetStrangers() []string {
+	if x != nil {
+		return x.Strangers
 	}
 	return nil
 }
@@ -645,7 +672,7 @@ const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"\x1dscaler/peer/peerpb/peer.proto\x12\x11gpuscaler.peer.v1\"<\n" +
 	"\fWatchRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\tR\aversion\"\x8d\x02\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\"\xbb\x02\n" +
 	"\x05State\x121\n" +
 	"\x06layout\x18\x01 \x01(\v2\x19.gpuscaler.peer.v1.LayoutR\x06layout\x12\x1d\n" +
 	"\n" +
@@ -653,9 +680,11 @@ const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"\fheard_age_us\x18\x03 \x01(\x03H\x00R\n" +
 	"heardAgeUs\x88\x01\x01\x12-\n" +
 	"\x10allocated_age_us\x18\x04 \x01(\x03H\x01R\x0eallocatedAgeUs\x88\x01\x01\x126\n" +
-	"\breadings\x18\x05 \x03(\v2\x1a.gpuscaler.peer.v1.ReadingR\breadingsB\x0f\n" +
+	"\breadings\x18\x05 \x03(\v2\x1a.gpuscaler.peer.v1.ReadingR\breadings\x12\x16\n" +
+	"\x06reader\x18\x06 \x01(\tR\x06reader\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05errorB\x0f\n" +
 	"\r_heard_age_usB\x13\n" +
-	"\x11_allocated_age_us\"\xe4\x01\n" +
+	"\x11_allocated_age_us\"\x82\x02\n" +
 	"\x06Layout\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x18\n" +
@@ -664,7 +693,8 @@ const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"\n" +
 	"pods_known\x18\x05 \x01(\bR\tpodsKnown\x12*\n" +
 	"\x04pods\x18\x06 \x03(\v2\x16.gpuscaler.peer.v1.PodR\x04pods\x12\x12\n" +
-	"\x04gone\x18\a \x03(\tR\x04gone\"\xd4\x01\n" +
+	"\x04gone\x18\a \x03(\tR\x04gone\x12\x1c\n" +
+	"\tstrangers\x18\b \x03(\tR\tstrangers\"\xd4\x01\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x14\n" +
