@@ -3,30 +3,26 @@ package externalscaler
 import (
 	"log/slog"
 	"sync"
-	"time"
 
 	pb "github.com/kedacore/keda/v2/pkg/scalers/externalscaler"
-	"k8s.io/apimachinery/pkg/util/cache"
 
 	"gpuscaler/scaler/evaluate"
 	"gpuscaler/scaler/replicas"
 	"gpuscaler/scaler/trigger"
 )
 
-const (
-	// journalled bounds what is remembered of names that anyone can make up.
-	journalled = 1024
-	// forgotten is when a trigger that did not change is forgotten.
-	forgotten = 24 * time.Hour
-)
+// journalled bounds what is remembered of names that anyone can make up: with one
+// more everything is forgotten, and told again when it is asked for.
+const journalled = 4096
 
 // journal logs what changes in what KEDA is told: how many replicas, by which
-// rule, of how many pods or nodes nothing is known, and whether there is an answer. It is asked for each of KEDA's calls, so
-// what stays the same costs a look.
+// rule, of how many pods or nodes nothing is known, and whether there is an
+// answer. It is asked for each of KEDA's calls, so what stays the same costs a
+// look.
 type journal struct {
 	log  *slog.Logger
 	mu   sync.Mutex
-	last *cache.LRUExpireCache // of triggerKey to said
+	last map[triggerKey]said
 }
 
 // triggerKey tells triggers apart; KEDA does not say which of a ScaledObject's it
@@ -45,7 +41,7 @@ type said struct {
 }
 
 func newJournal(log *slog.Logger) *journal {
-	return &journal{log: log, last: cache.NewLRUExpireCache(journalled)}
+	return &journal{log: log, last: map[triggerKey]said{}}
 }
 
 // note takes down an answer of GetMetrics: a decision, or why there is none.
@@ -57,18 +53,21 @@ func (j *journal) note(ref *pb.ScaledObjectRef, t *trigger.Trigger, d *evaluate.
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	known, again := j.last.Get(key)
-	if again && known.(said) == now {
+	before, again := j.last[key]
+	if again && before == now {
 		return
 	}
-	j.last.Add(key, now, forgotten)
+	if !again && len(j.last) >= journalled {
+		clear(j.last)
+	}
+	j.last[key] = now
 	log := j.log.With("namespace", key.namespace, "name", key.name, "metric", key.metric, "target", key.target)
 	switch {
 	case err != nil && !again: // of a name that may be made up
 		log.Debug("no answer", "reason", err)
 	case err != nil:
 		log.Warn("no answer any more", "reason", err)
-	case now.replicas >= 0 || now.gaps > 0 || again && (known.(said).failed || known.(said).gaps != now.gaps):
+	case now.replicas >= 0 || now.gaps > 0 || again && (before.failed || before.gaps != now.gaps):
 		log.Info("decision", "is", d)
 	}
 }
