@@ -8,6 +8,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/trigger"
@@ -96,5 +98,21 @@ func TestPodsChanged(t *testing.T) {
 		time.Sleep(soonest)
 		w, _ = r.ask("", nil)
 		assert.Equal(t, last, w.Told, "of other workloads")
+	})
+}
+
+// The first pod of a workload that had none is seen soon, though no node tells of it.
+func TestFirstPod(t *testing.T) {
+	s := whole()
+	pods := s.answers[podsPath]
+	s.answers[podsPath] = corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}}
+	try(t, s, func(t *testing.T, r *Resolver) {
+		r.Expect("shop", "llm", "")
+		synctest.Wait()
+		s.set(func(s *apiServer) { s.answers[podsPath] = pods })
+		time.Sleep(emptyPeriod + soonest)
+		w, err := r.ask("", nil)
+		require.NoError(t, err)
+		assert.Len(t, w.Pods, 1)
 	})
 }

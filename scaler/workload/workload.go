@@ -29,6 +29,9 @@ const (
 	// share for each: the API server has others to serve, too.
 	period = 3 * time.Second
 	share  = 50 * time.Millisecond
+	// emptyPeriod is that of a workload without pods: its first one waits for a node,
+	// so that no node tells of it, and nobody may take it for idle.
+	emptyPeriod = time.Second
 	// objectPeriod is that of the ScaledObject, which its author alone changes; a
 	// trigger that is not among its own has it read the next time, too.
 	objectPeriod = 15 * time.Second
@@ -197,6 +200,13 @@ func (r *Resolver) found() (all []*entry) {
 	return all
 }
 
+func (e *entry) period() time.Duration {
+	if len(e.found.workload.Pods) == 0 {
+		return emptyPeriod
+	}
+	return period
+}
+
 // has says whether a pod is of the workload, as far as that is known.
 func (e *entry) has(pod fleet.Pod) bool {
 	return e.ask.namespace == pod.Namespace && e.found.workload.Selector.Matches(labels.Set(pod.Labels))
@@ -209,7 +219,7 @@ func (r *Resolver) enqueueDue(e *entry, of int, now time.Time) {
 	switch {
 	case e.outdated && age >= soonest:
 		r.enqueue(e, r.urgent)
-	case age >= max(period, time.Duration(of)*share):
+	case age >= max(e.period(), time.Duration(of)*share):
 		r.enqueue(e, r.queue)
 	}
 }
