@@ -15,8 +15,10 @@ const (
 	// tell of themselves every few seconds, and what is small is made anew for each
 	// call.
 	large = 16
-	// kept is for how long, unless something in it is too old before.
-	kept = 250 * time.Millisecond
+	// kept is for how long, unless something in it is too old before; keptOwn where
+	// there is a node of its own, with newer readings.
+	kept    = time.Second
+	keptOwn = 250 * time.Millisecond
 	// memos bounds how many are kept: the names are the callers'.
 	memos = 2048
 )
@@ -44,7 +46,7 @@ type memoized struct {
 // get is a decision for a trigger, on a workload or not (nil): one that is still
 // good, or one that is made. One with gaps is kept only if they will not be filled
 // in a moment: when all peers are heard that can be.
-func (m *memo) get(ref *pb.ScaledObjectRef, t *trigger.Trigger, w *evaluate.Workload, settled bool, decide func(now time.Time) (evaluate.Decision, error)) (evaluate.Decision, error) {
+func (m *memo) get(ref *pb.ScaledObjectRef, t *trigger.Trigger, w *evaluate.Workload, settled bool, keep time.Duration, decide func(now time.Time) (evaluate.Decision, error)) (evaluate.Decision, error) {
 	k, now := memoKey{ref.GetNamespace(), ref.GetName(), *t}, time.Now()
 	fresh := memoized{}
 	if w != nil {
@@ -58,7 +60,7 @@ func (m *memo) get(ref *pb.ScaledObjectRef, t *trigger.Trigger, w *evaluate.Work
 	}
 	d, err := decide(now)
 	if err == nil && len(d.Pods)+len(d.Used) >= large && (settled || d.Gaps() == 0) {
-		fresh.decision, fresh.until = d.Brief(), earlier(now.Add(kept), d.Until)
+		fresh.decision, fresh.until = d.Brief(), earlier(now.Add(keep), d.Until)
 		m.put(k, fresh)
 	}
 	return d, err

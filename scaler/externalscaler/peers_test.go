@@ -132,7 +132,7 @@ func TestInactiveClusterOnlyIfKnown(t *testing.T) {
 // A large decision is kept for a moment, and not beyond what it rests on; what it
 // depends on beside readings has it made anew.
 func TestMemo(t *testing.T) {
-	const stale = 600 * time.Millisecond
+	const stale = 2500 * time.Millisecond
 	a := newAcross(t, large, stale)
 	md := metadata{"window": "0s", "targetValue": "50"}
 	ask := func(md metadata) float64 {

@@ -179,7 +179,7 @@ func (s *Service) decide(t *trigger.Trigger, ref *pb.ScaledObjectRef) (evaluate.
 		if !s.peers.Settled() { // who has not been found is no gap
 			return evaluate.Decision{}, errUnsettled
 		}
-		return s.settled(s.memo.get(ref, t, nil, true, func(now time.Time) (evaluate.Decision, error) {
+		return s.settled(s.memo.get(ref, t, nil, true, s.keep(), func(now time.Time) (evaluate.Decision, error) {
 			return evaluate.ForCluster(t, s.fleet, now, s.limits.StaleAfter)
 		}))
 	}
@@ -193,7 +193,15 @@ func (s *Service) decideForWorkload(t *trigger.Trigger, ref *pb.ScaledObjectRef,
 	if s.peers == nil {
 		return decide(time.Now())
 	}
-	return s.settled(s.memo.get(ref, t, w, s.peers.Settled(), decide))
+	return s.settled(s.memo.get(ref, t, w, s.peers.Settled(), s.keep(), decide))
+}
+
+// keep is for how long a large decision is good.
+func (s *Service) keep() time.Duration {
+	if s.fleet.Own() != nil {
+		return keptOwn
+	}
+	return kept
 }
 
 var errUnsettled = &evaluate.Error{Kind: evaluate.Unavailable,
