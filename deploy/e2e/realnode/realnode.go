@@ -183,6 +183,9 @@ func (n *Node) waitReady(ctx context.Context) error {
 		if gpus.Value() != int64(len(n.GPUs)) {
 			return fmt.Errorf("it offers %d GPUs instead of %d", gpus.Value(), len(n.GPUs))
 		}
+		if disk := node.Status.Allocatable.StorageEphemeral(); disk.IsZero() { // no pod of ours could go there
+			return fmt.Errorf("it offers no ephemeral storage: allocatable %v of %v", node.Status.Allocatable, node.Status.Capacity)
+		}
 		return nil
 	}, n.Containerd, n.Kubelet, n.Proxy, n.Plugin)
 }

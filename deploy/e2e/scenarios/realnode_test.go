@@ -144,6 +144,7 @@ func ownGPUs(real *story, node *realnode.Node) {
 	s.must(node.Driver("set 0 gpu_utilization 62", "set 1 gpu_utilization 82"))
 	s.eventually("the mean of both after the kubelet's restart", s.hpaValue(72))
 	s.always("2 replicas", 5*time.Second, s.replicas(2))
+	s.rollEverything(144)
 	s.stopFronts(node)
 	s.must(node.Driver("set 0 gpu_utilization 64", "set 1 gpu_utilization 84"))
 	s.eventually("the mean of both, when the kubelet has ended the fronts that hang", s.hpaValue(74))
@@ -191,7 +192,7 @@ func frontsReady(ctx context.Context) func() error {
 		if err := shared.Client.Get(ctx, client.ObjectKey{Namespace: "gpuscaler", Name: "gpuscaler-front"}, d); err != nil {
 			return err
 		}
-		if d.Status.ObservedGeneration != d.Generation || d.Status.AvailableReplicas != 2 || d.Status.UpdatedReplicas != 2 {
+		if d.Status.ObservedGeneration != d.Generation || d.Status.Replicas != 2 || d.Status.AvailableReplicas != 2 || d.Status.UpdatedReplicas != 2 {
 			return fmt.Errorf("not rolled out: %+v", d.Status)
 		}
 		return nil
