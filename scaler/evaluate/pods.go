@@ -106,7 +106,8 @@ func readPod(t *trigger.Trigger, at place, now time.Time, limits Limits) (r PodR
 		r.unheard = pod.Node != "" || at.known // one without a node holds nothing that could be busy
 		return r, 0, nil
 	}
-	parts := partsOf(t, n, pod)
+	var room [8]part // of most nodes
+	parts := partsOf(t, n, pod, room[:0])
 	if len(pod.Unknown) > 0 {
 		r.Reason, r.unheard = fmt.Sprintf("holds %s, which nobody reports", terms.List(pod.Unknown)), true
 		if len(parts) == 0 || t.GPUIndex >= 0 { // which would be counted wrongly
@@ -163,8 +164,8 @@ type part struct {
 
 // partsOf are the devices of a pod that the trigger is about, each once: for an
 // instance without the metric its GPU, which then is shared by all who hold a
-// piece of it.
-func partsOf(t *trigger.Trigger, n *fleet.Node, pod *fleet.Pod) (parts []part) {
+// piece of it. They are appended to parts.
+func partsOf(t *trigger.Trigger, n *fleet.Node, pod *fleet.Pod, parts []part) []part {
 	for _, s := range pod.Shares {
 		d := n.Device(s.Device)
 		if d == nil || (t.GPUModel != "" && !like(d, t.GPUModel)) {
