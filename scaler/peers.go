@@ -87,7 +87,7 @@ func (c *serveCommand) usePeers(api *rest.Config, nodes *fleet.Fleet, workloads 
 		o.Listener = workloads
 	}
 	mesh := peer.NewMesh(o)
-	service.UsePeers(mesh)
+	service.UsePeers(mesh, c.PeerInterval)
 	run := []func(context.Context) error{secure.Run, mesh.Run}
 	if !c.hasNode() {
 		return mesh, run, nil

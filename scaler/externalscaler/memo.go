@@ -15,10 +15,11 @@ const (
 	// tell of themselves every few seconds, and what is small is made anew for each
 	// call.
 	large = 16
-	// kept is for how long, unless something in it is too old before; keptOwn where
-	// there is a node of its own, with newer readings.
-	kept    = time.Second
-	keptOwn = 250 * time.Millisecond
+	// keptAtMost is for how long, unless peers tell of themselves more often or
+	// something in it is too old before; keptOwn where there is a node of its own, with
+	// newer readings.
+	keptAtMost = 2 * time.Second
+	keptOwn    = 250 * time.Millisecond
 	// memos bounds how many are kept: the names are the callers'.
 	memos = 2048
 )

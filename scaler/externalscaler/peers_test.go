@@ -36,6 +36,9 @@ func (o *oneWorkload) Workload(string, string, string, map[string]string) (*eval
 }
 func (o *oneWorkload) Expect(string, string, string) {}
 
+// kept is for how long large decisions are: as often as peers tell of themselves.
+const kept = time.Second
+
 // across is a service with a pod and a GPU on each of so many peers' nodes.
 type across struct {
 	t     *testing.T
@@ -57,7 +60,7 @@ func newAcross(t *testing.T, nodes int, staleAfter time.Duration) *across {
 	}
 	a.Service = NewService(a.fleet, newShelf(), staleAfter, nopLog)
 	a.UseWorkloads(a.works, evaluate.Limits{StaleAfter: staleAfter, AttributionStaleAfter: time.Minute, Tolerance: 0.1})
-	a.UsePeers(a.mesh)
+	a.UsePeers(a.mesh, kept)
 	return a
 }
 

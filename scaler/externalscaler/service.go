@@ -73,6 +73,7 @@ type Service struct {
 	pb.UnimplementedExternalScalerServer
 	fleet     Fleet
 	peers     Peers // nil: there are none
+	interval  time.Duration
 	profiles  Profiles
 	limits    evaluate.Limits
 	workloads Workloads // nil: there are none
@@ -97,9 +98,9 @@ func (s *Service) UseWorkloads(workloads Workloads, limits evaluate.Limits) {
 	s.workloads, s.limits = workloads, limits
 }
 
-// UsePeers makes the GPUs of other nodes known, while KEDA asks. It must be called
-// before the service serves.
-func (s *Service) UsePeers(peers Peers) { s.peers = peers }
+// UsePeers makes the GPUs of other nodes known, while KEDA asks; each tells of itself
+// every interval. It must be called before the service serves.
+func (s *Service) UsePeers(peers Peers, interval time.Duration) { s.peers, s.interval = peers, interval }
 
 // TellRefusals names who is told of refused metadata; else nobody is. It must
 // be called before the service serves.
@@ -201,7 +202,7 @@ func (s *Service) keep() time.Duration {
 	if s.fleet.Own() != nil {
 		return keptOwn
 	}
-	return kept
+	return min(s.interval, keptAtMost)
 }
 
 var errUnsettled = &evaluate.Error{Kind: evaluate.Unavailable,
