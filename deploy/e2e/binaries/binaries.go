@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +19,8 @@ import (
 	"time"
 )
 
-// module is one folder of tools: a go.mod whose tool lines name the programs.
+// module is one folder of tools, a go.mod whose tool lines name the programs; or
+// data alone, which has no folder.
 type module struct {
 	name  string
 	data  []data
@@ -29,7 +31,7 @@ type module struct {
 // the programs.
 type data struct {
 	name    string
-	from    string // the module
+	from    string // the module; with its version where no go.mod tells
 	folders []string
 }
 
@@ -51,6 +53,12 @@ var modules = []module{{
 }}
 
 const keda = "github.com/kedacore/keda/v2"
+
+// types are those of others that components of ours make objects of: their
+// definitions alone, without the programs.
+var types = module{name: "types", data: []data{
+	{name: "cert-manager", from: "github.com/cert-manager/cert-manager@v1.19.1", folders: []string{"deploy/crds"}},
+}}
 
 // node is what a real node needs besides: an older kubelet, that takes the
 // containerd of distributions.
@@ -96,9 +104,9 @@ func Build(ctx context.Context, o Options) (*Set, error) {
 		return nil, err
 	}
 	s := &Set{root: root, folders: make(map[string]string)}
-	wanted := modules
+	wanted := append(modules[:len(modules):len(modules)], types)
 	if o.RealNode {
-		wanted = append(wanted[:len(wanted):len(wanted)], node)
+		wanted = append(wanted, node)
 	}
 	unlock, err := lock(ctx, root, o.Progress)
 	if err != nil {
@@ -165,7 +173,7 @@ func cacheKey(m module, source string) (string, error) {
 	fmt.Fprintln(h, runtime.Version(), runtime.GOARCH, flags, m)
 	for _, name := range []string{"go.mod", "go.sum"} {
 		text, err := os.ReadFile(filepath.Join(source, name))
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it has data alone
 			return "", err
 		}
 		h.Write(text)
@@ -186,12 +194,19 @@ func build(ctx context.Context, m module, source, folder string) error {
 	if err := os.Chmod(work, 0o755); err != nil {
 		return err
 	}
-	arguments := append(append([]string{"build"}, flags...), "-o", work+"/")
+	_, err = os.Stat(source)
+	if errors.Is(err, fs.ErrNotExist) {
+		source = filepath.Dir(source) // versions are the data's own
+	}
 	for _, d := range m.data {
 		if err := d.keep(ctx, source, filepath.Join(work, "data", d.name)); err != nil {
 			return err
 		}
 	}
+	if err != nil { // no programs
+		return os.Rename(work, folder)
+	}
+	arguments := append(append([]string{"build"}, flags...), "-o", work+"/")
 	if m.patch != (patch{}) {
 		modfile, err := m.patch.apply(ctx, source, filepath.Join(work, "src"))
 		if err != nil {

@@ -101,18 +101,8 @@ func (c *Cluster) startKEDA(ctx context.Context) error {
 
 // applyKEDA creates KEDA's types and waits until the API server serves them.
 func (c *Cluster) applyKEDA(ctx context.Context, adapter endpoint) error {
-	crds, err := c.o.Binaries.Data("cluster", "keda")
-	if err != nil {
+	if err := c.applyData(ctx, "cluster", "keda"); err != nil {
 		return err
-	}
-	for _, file := range crds {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		if err := c.Apply(ctx, string(text)); err != nil {
-			return fmt.Errorf("%s: %w", file, err)
-		}
 	}
 	if err := c.Apply(ctx, fmt.Sprintf(kedaObjects, base64PEM(c.ca.PEM), adapter.port)); err != nil {
 		return err

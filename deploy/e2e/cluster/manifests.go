@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -36,6 +37,33 @@ func (c *Cluster) ApplyIn(ctx context.Context, namespace, manifests string) erro
 		}
 		if err := c.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(o), fieldOwner, client.ForceOwnership); err != nil {
 			return fmt.Errorf("%s %s: %w", o.GetKind(), o.GetName(), err)
+		}
+	}
+	return nil
+}
+
+// AddTypes makes the API server know types of others whose programs do not run here,
+// e.g. "cert-manager".
+func (c *Cluster) AddTypes(ctx context.Context, of string) error {
+	return c.applyData(ctx, "types", of)
+}
+
+// applyData applies the YAML files kept of a module.
+func (c *Cluster) applyData(ctx context.Context, module, name string) error {
+	files, err := c.o.Binaries.Data(module, name)
+	if err == nil && len(files) == 0 {
+		err = fmt.Errorf("no data %s of %s", name, module)
+	}
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if err := c.Apply(ctx, string(text)); err != nil {
+			return fmt.Errorf("%s: %w", file, err)
 		}
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"gpuscaler/deploy/e2e/cluster"
@@ -66,7 +67,13 @@ func TestManifests(t *testing.T) {
 	manifests, err := cluster.Kustomize(filepath.Join(repo, "deploy", "default"))
 	require.NoError(t, err)
 	require.Equal(t, overlay(t, "pod-resources", "peers"), manifests, "the default install")
-	require.Contains(t, overlay(t, "pod-resources", "peers", "peer-tls", "cert-manager"), "kind: Certificate") // its types are not here
+	require.NoError(t, c.AddTypes(ctx, "cert-manager"))
+	require.NoError(t, cluster.Until(ctx, func(ctx context.Context) error { // a type is served some time after it was made
+		return c.Apply(ctx, overlay(t, "pod-resources", "peers", "peer-tls", "cert-manager"))
+	}))
+	certificate := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "cert-manager.io/v1", "kind": "Certificate"}}
+	require.NoError(t, c.Client.Get(ctx, client.ObjectKey{Namespace: "gpuscaler", Name: "gpuscaler-peer-tls"}, certificate))
+	require.Error(t, c.Apply(ctx, strings.Replace(overlay(t, "peer-tls", "cert-manager"), "renewBefore:", "renewEarlier:", 1)), "fields are checked")
 	front := &appsv1.Deployment{}
 	require.NoError(t, c.Client.Get(ctx, client.ObjectKey{Namespace: "gpuscaler", Name: "gpuscaler-front"}, front))
 	require.EqualValues(t, 2, front.Status.Replicas, "admitted under Pod Security; KWOK's nodes are not for it")
