@@ -100,7 +100,9 @@ func (s *Service) UseWorkloads(workloads Workloads, limits evaluate.Limits) {
 
 // UsePeers makes the GPUs of other nodes known, while KEDA asks; each tells of itself
 // every interval. It must be called before the service serves.
-func (s *Service) UsePeers(peers Peers, interval time.Duration) { s.peers, s.interval = peers, interval }
+func (s *Service) UsePeers(peers Peers, interval time.Duration) {
+	s.peers, s.interval = peers, interval
+}
 
 // TellRefusals names who is told of refused metadata; else nobody is. It must
 // be called before the service serves.

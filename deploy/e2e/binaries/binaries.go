@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -104,7 +105,7 @@ func Build(ctx context.Context, o Options) (*Set, error) {
 		return nil, err
 	}
 	s := &Set{root: root, folders: make(map[string]string)}
-	wanted := append(modules[:len(modules):len(modules)], types)
+	wanted := slices.Concat(modules, []module{types})
 	if o.RealNode {
 		wanted = append(wanted, node)
 	}
