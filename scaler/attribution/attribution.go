@@ -36,6 +36,8 @@ type Share struct {
 	// instance of it; both count this one. The parts of all holders are equal, so
 	// that they add up to the device.
 	Holders, GPUHolders int
+	// Container is the pod's first that holds it. Peers do not tell of it.
+	Container string
 }
 
 // Holding is all that one pod holds.
@@ -58,30 +60,33 @@ func Match(devices []Device, a *snapshot.Allocation, claims Claims) map[Pod]Hold
 		c := &a.Containers[i]
 		pod := Pod{c.Namespace, c.Pod}
 		if held[pod] == nil {
-			held[pod] = &set{devices: map[int]bool{}}
+			held[pod] = &set{devices: map[int]string{}}
 		}
 		for _, p := range c.Plugin {
 			for _, id := range p.IDs {
-				held[pod].add(node.plugin(id), id)
+				held[pod].add(node.plugin(id), id, c.Name)
 			}
 		}
 		for _, d := range c.Claimed {
-			held[pod].add(node.claimed(d, claims), d.Driver+"/"+d.Pool+"/"+d.Device)
+			held[pod].add(node.claimed(d, claims), d.Driver+"/"+d.Pool+"/"+d.Device, c.Name)
 		}
 	}
 	return share(node, held)
 }
 
-// set is what one pod holds, by position in the node's devices.
+// set is what one pod holds, by position in the node's devices, and the first
+// container that holds it.
 type set struct {
-	devices map[int]bool
+	devices map[int]string
 	unknown []string
 }
 
-func (s *set) add(device int, id string) {
+func (s *set) add(device int, id, container string) {
+	_, held := s.devices[device]
 	switch {
+	case held:
 	case device >= 0:
-		s.devices[device] = true
+		s.devices[device] = container
 	case !slices.Contains(s.unknown, id):
 		s.unknown = append(s.unknown, id)
 	}
@@ -106,9 +111,9 @@ func share(node *node, held map[Pod]*set) map[Pod]Holding {
 		h := Holding{Unknown: s.unknown}
 		slices.Sort(h.Unknown)
 		for d := range node.devices {
-			if s.devices[d] {
+			if container, ok := s.devices[d]; ok {
 				gpu := node.devices[d].gpu()
-				h.Shares = append(h.Shares, Share{node.devices[d].ID, gpu, holders[d], gpuHolders[gpu]})
+				h.Shares = append(h.Shares, Share{node.devices[d].ID, gpu, holders[d], gpuHolders[gpu], container})
 			}
 		}
 		if len(h.Shares)+len(h.Unknown) > 0 {

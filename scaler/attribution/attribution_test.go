@@ -26,6 +26,12 @@ func plugin(pod string, ids ...string) snapshot.Container {
 	return snapshot.Container{Namespace: "ns", Pod: pod, Name: "main", Plugin: []snapshot.PluginDevices{{Resource: "nvidia.com/gpu", IDs: ids}}}
 }
 
+// second is another container of the pod.
+func second(c snapshot.Container) snapshot.Container {
+	c.Name = "second"
+	return c
+}
+
 func match(containers ...snapshot.Container) map[Pod]Holding {
 	claims := Claims{
 		{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-1"}:       "GPU-a",
@@ -83,8 +89,8 @@ func TestClaims(t *testing.T) {
 	claimed := func(device string) snapshot.Container {
 		return snapshot.Container{Namespace: "ns", Pod: "p", Claimed: []snapshot.ClaimedDevice{{Driver: "gpu.nvidia.com", Pool: "node-1", Device: device}}}
 	}
-	assert.Equal(t, Holding{Shares: []Share{{"GPU-a", "GPU-a", 1, 1}}}, match(claimed("gpu-1"))[Pod{"ns", "p"}])
-	assert.Equal(t, Holding{Shares: []Share{{"MIG-1", "GPU-c", 1, 1}}}, match(claimed("gpu-2-mig-1"))[Pod{"ns", "p"}])
+	assert.Equal(t, Holding{Shares: []Share{{"GPU-a", "GPU-a", 1, 1, ""}}}, match(claimed("gpu-1"))[Pod{"ns", "p"}])
+	assert.Equal(t, Holding{Shares: []Share{{"MIG-1", "GPU-c", 1, 1, ""}}}, match(claimed("gpu-2-mig-1"))[Pod{"ns", "p"}])
 	for _, unknown := range []string{"gpu-9", "gpu-0"} { // its device is gone; no slice has it
 		assert.Equal(t, Holding{Unknown: []string{"gpu.nvidia.com/node-1/" + unknown}}, match(claimed(unknown))[Pod{"ns", "p"}])
 	}
@@ -94,15 +100,15 @@ func TestShares(t *testing.T) {
 	got := match(
 		plugin("two-replicas", "GPU-a::0", "GPU-a::1"),
 		plugin("another", "GPU-a::2", "GPU-b"),
-		plugin("two-containers", "MIG-1"), plugin("two-containers", "MIG-1", "MIG-7"),
+		plugin("two-containers", "MIG-1"), second(plugin("two-containers", "MIG-1", "MIG-7")),
 		plugin("beside", "MIG-7::0"),
 		plugin("nothing"),
 	)
 	assert.Equal(t, map[Pod]Holding{
-		{"ns", "two-replicas"}:   {Shares: []Share{{"GPU-a", "GPU-a", 2, 2}}},
-		{"ns", "another"}:        {Shares: []Share{{"GPU-a", "GPU-a", 2, 2}, {"GPU-b", "GPU-b", 1, 1}}},
-		{"ns", "two-containers"}: {Shares: []Share{{"MIG-1", "GPU-c", 1, 2}, {"MIG-7", "GPU-c", 2, 2}}},
-		{"ns", "beside"}:         {Shares: []Share{{"MIG-7", "GPU-c", 2, 2}}},
+		{"ns", "two-replicas"}:   {Shares: []Share{{"GPU-a", "GPU-a", 2, 2, "main"}}},
+		{"ns", "another"}:        {Shares: []Share{{"GPU-a", "GPU-a", 2, 2, "main"}, {"GPU-b", "GPU-b", 1, 1, "main"}}},
+		{"ns", "two-containers"}: {Shares: []Share{{"MIG-1", "GPU-c", 1, 2, "main"}, {"MIG-7", "GPU-c", 2, 2, "second"}}},
+		{"ns", "beside"}:         {Shares: []Share{{"MIG-7", "GPU-c", 2, 2, "main"}}},
 	}, got)
 }
 

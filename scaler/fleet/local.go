@@ -23,6 +23,7 @@ type Local struct {
 
 	node    atomic.Pointer[Node]
 	changed func() // told of each change of node, if not nil
+	observe func(n *Node, now time.Time)
 
 	mu      sync.Mutex
 	devices map[string]*device
@@ -40,6 +41,7 @@ type device struct {
 	weight   int     // see weight
 	gauges   map[string]*window.Gauge
 	counters map[string]*window.Counter
+	totals   [len(Integrated)]total
 	public   *Device
 	reported map[string]string // the failing metrics that the log knows of
 }
@@ -65,6 +67,10 @@ func NewLocal(name string, staleAfter time.Duration, log *slog.Logger, now time.
 	l.node.Store(&Node{Name: name})
 	return l
 }
+
+// Observe has each picture of the node told to a function, in order, which must
+// return at once. It must be called before the node is told of anything.
+func (l *Local) Observe(by func(n *Node, now time.Time)) { l.observe = by }
 
 // Node is the present picture. Never nil.
 func (l *Local) Node() *Node { return l.node.Load() }
@@ -175,6 +181,8 @@ func (s *Source) merge(sample *snapshot.Sample, heard time.Time) {
 		before := d.public
 		d.owner = s
 		d.update(in, heard, heard.Sub(l.start))
+		d.integrate(in, heard.Sub(l.start), l.staleAfter)
+		d.publishTotals()
 		l.weight -= d.weight
 		d.weight = 1 + len(d.gauges) + len(d.counters) + len(d.public.failed)
 		l.weight += d.weight
@@ -244,6 +252,9 @@ func (l *Local) publish(now time.Time) {
 	}
 	l.pods.attribute(n)
 	l.node.Store(n)
+	if l.observe != nil {
+		l.observe(n, now)
+	}
 	if l.changed != nil {
 		l.changed()
 	}

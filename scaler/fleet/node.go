@@ -76,6 +76,10 @@ type Device struct {
 	Heard time.Time
 	// Error is why nothing of it can be read, or "".
 	Error string
+	// Totals are its integrals over time, HasTotal which of them there are. Peers do not
+	// tell of them.
+	Totals   Totals
+	HasTotal [len(Integrated)]bool
 
 	means  Readings
 	failed map[string]string

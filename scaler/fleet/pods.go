@@ -16,6 +16,9 @@ type Pod struct {
 	// Node is where it is; "" while it waits for one.
 	Node   string
 	Labels map[string]string
+	// Owner is what has it made, for people: a Deployment, a Job, or the pod itself.
+	// Peers do not tell of it.
+	Owner Owner
 	// Ready: it is ready now. WasReady: it is, or has been at some time.
 	Ready, WasReady bool
 	// Terminating: it is about to end.
@@ -26,6 +29,9 @@ type Pod struct {
 	// Holding is what it holds, of a pod of this node.
 	attribution.Holding
 }
+
+// Owner names what runs a pod. Read-only.
+type Owner struct{ Kind, Name string }
 
 // remembered is how long a pod that has gone is known to have: longer than any
 // list of it from before is believed.

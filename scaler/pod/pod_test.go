@@ -48,11 +48,29 @@ func TestDescribe(t *testing.T) {
 		"not seen by a kubelet":            {unstarted, false, false},
 		"without conditions":               {unconditional, false, false},
 	} {
-		want := fleet.Pod{Namespace: "shop", Name: "llm-0", UID: "u", Node: "node-1", Labels: map[string]string{"app": "llm"}, Created: start, Ready: c.ready, WasReady: c.wasReady}
+		want := fleet.Pod{Namespace: "shop", Name: "llm-0", UID: "u", Node: "node-1", Labels: map[string]string{"app": "llm"}, Owner: fleet.Owner{Kind: "Pod", Name: "llm-0"}, Created: start, Ready: c.ready, WasReady: c.wasReady}
 		if c.pod.Status.StartTime != nil {
 			want.Started = start
 		}
 		assert.Equal(t, want, Describe(c.pod), name)
+	}
+}
+
+func TestOwner(t *testing.T) {
+	for want, c := range map[fleet.Owner]struct {
+		kind, name string
+		labels     map[string]string
+	}{
+		{Kind: "Deployment", Name: "llm"}:            {"ReplicaSet", "llm-5d8f6b7c9", map[string]string{"pod-template-hash": "5d8f6b7c9"}},
+		{Kind: "ReplicaSet", Name: "own-made"}:       {"ReplicaSet", "own-made", map[string]string{"pod-template-hash": "5d8f6b7c9"}},
+		{Kind: "ReplicaSet", Name: "llm-5d8f6b7c9x"}: {"ReplicaSet", "llm-5d8f6b7c9x", nil},
+		{Kind: "StatefulSet", Name: "db"}:            {"StatefulSet", "db", nil},
+		{Kind: "Job", Name: "train-29"}:              {"Job", "train-29", nil},
+	} {
+		p := running(corev1.ConditionTrue, 0)
+		p.Labels = c.labels
+		p.OwnerReferences = []metav1.OwnerReference{{Kind: "Other", Name: "no controller"}, {Kind: c.kind, Name: c.name, Controller: new(true)}}
+		assert.Equal(t, want, Describe(p).Owner)
 	}
 }
 

@@ -1,0 +1,288 @@
+// Package meter adds up what pods and workloads take of a node's devices over time:
+// joules, and the seconds that they are busy. What a device grows by between two
+// pictures of the node is shared by those that hold it then, in whole units, so that
+// all parts add up to the device exactly. It must not know where pictures come from
+// or who reads the sums.
+package meter
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"gpuscaler/scaler/fleet"
+)
+
+const (
+	// kept is for how long a workload that holds nothing any more keeps its series,
+	// podKept for how long a pod does: some scrapes.
+	kept    = 15 * time.Minute
+	podKept = 5 * time.Minute
+	// Bounds on series, whatever comes and goes: a node has 110 pods, 500 at most.
+	maxWorkloads = 1024
+	maxPods      = 4096
+	// sweepEvery is how often it is looked for what has expired.
+	sweepEvery = 10 * time.Second
+)
+
+// Workload names what runs pods: by [fleet.Owner].
+type Workload struct{ Namespace, Kind, Name string }
+
+// Pod names a pod's part in a device.
+type Pod struct {
+	Workload
+	Pod, UID, Container string
+	// Device is what has been read: a GPU or an instance.
+	Device string
+}
+
+// Sums are what something has taken so far.
+type Sums struct {
+	Totals fleet.Totals
+	// Idle is the part of the energy in which the device did nothing, in units of
+	// 1/fleet.Fine joules.
+	Idle int64
+}
+
+func (s *Sums) add(i int, by int64, idle bool) {
+	s.Totals[i] += by
+	if i == fleet.Power && idle {
+		s.Idle += by
+	}
+}
+
+// Meter adds up. Its methods may be called concurrently.
+type Meter struct {
+	staleAfter time.Duration
+
+	mu        sync.Mutex
+	devices   map[string]*device
+	workloads map[Workload]*series
+	pods      map[Pod]*series
+	unheld    fleet.Totals // devices that nobody holds
+	unknown   fleet.Totals // it is not known who does
+	expired   fleet.Totals // of workloads that are forgotten
+	swept     time.Time
+
+	held    []*fleet.Pod // that holders was made of
+	holders map[string][]holder
+}
+
+// series are sums with when they were last of somebody there.
+type series struct {
+	Sums
+	seen time.Time
+}
+
+// device is what a device had when it was last looked at, and all that it has had.
+type device struct {
+	last fleet.Totals
+	sum  fleet.Totals
+}
+
+// holder is a pod's part in a device, of so many.
+type holder struct {
+	pod     Pod
+	holders int
+}
+
+// New makes a meter. What the kubelet told longer ago than staleAfter says nothing of
+// who holds what.
+func New(staleAfter time.Duration) *Meter {
+	return &Meter{
+		staleAfter: staleAfter, devices: map[string]*device{}, workloads: map[Workload]*series{}, pods: map[Pod]*series{},
+	}
+}
+
+// Observe takes over a picture of the node. Pictures come in order.
+func (m *Meter) Observe(n *fleet.Node, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.indexHolders(n, now)
+	known := n.PodsKnown && !n.Allocated.IsZero() && now.Sub(n.Allocated) <= m.staleAfter
+	// Somebody whom nobody knows holds something that nobody knows.
+	strangers := len(n.Strangers) > 0 || n.ClaimsUnknown
+	for _, d := range n.Devices {
+		grown := m.grown(d)
+		if grown == (fleet.Totals{}) {
+			continue
+		}
+		idle := grown[fleet.Power] > 0 && m.idle(n, d, grown)
+		for i, by := range grown {
+			if by == 0 || splitByInstances(n, d, i) {
+				continue
+			}
+			holders := m.holders[d.ID]
+			switch {
+			case !known:
+				m.unknown[i] += by
+			case len(holders) == 0 && strangers:
+				m.unknown[i] += by
+			case len(holders) == 0:
+				m.unheld[i] += by
+			default:
+				m.share(holders, i, by, idle, now)
+			}
+		}
+	}
+	for _, d := range n.Devices {
+		m.devices[d.ID].last = d.Totals
+	}
+	if now.Sub(m.swept) >= sweepEvery {
+		m.sweep(now)
+	}
+}
+
+// grown is by what a device has grown. One that was forgotten, and found again, has
+// begun anew.
+func (m *Meter) grown(d *fleet.Device) (by fleet.Totals) {
+	known := m.devices[d.ID]
+	if known == nil {
+		known = &device{}
+		m.devices[d.ID] = known
+	}
+	for i, total := range d.Totals {
+		by[i] = total - known.last[i]
+		if by[i] < 0 {
+			by[i] = total
+		}
+		known.sum[i] += by[i]
+	}
+	return by
+}
+
+// idle says whether a GPU did nothing while it grew: none of its instances, if it has
+// any. Where utilization is not read that is not known, and it counts as busy.
+func (m *Meter) idle(n *fleet.Node, gpu *fleet.Device, grown fleet.Totals) bool {
+	reads := gpu.HasTotal[fleet.Utilization]
+	if reads && grown[fleet.Utilization] > 0 {
+		return false
+	}
+	for _, d := range n.Devices {
+		if d.Parent != gpu.ID || !d.HasTotal[fleet.Utilization] {
+			continue
+		}
+		reads = true
+		if before := m.devices[d.ID]; before == nil || d.Totals[fleet.Utilization] != before.last[fleet.Utilization] {
+			return false
+		}
+	}
+	return reads
+}
+
+// splitByInstances says whether a GPU's instances tell of this themselves, so that it
+// would count twice.
+func splitByInstances(n *fleet.Node, gpu *fleet.Device, i int) bool {
+	return gpu.Parent == "" && slices.ContainsFunc(n.Devices, func(d *fleet.Device) bool { return d.Parent == gpu.ID && d.HasTotal[i] })
+}
+
+// share divides what a device has grown by between those who hold it: equally, with
+// what does not divide to the first. The part of holders that are not known is known
+// to be no one's.
+func (m *Meter) share(holders []holder, i int, by int64, idle bool, now time.Time) {
+	of := int64(max(holders[0].holders, len(holders)))
+	part, rest := by/of, by%of
+	for _, h := range holders {
+		p := part + rest
+		rest = 0
+		m.workload(h.pod.Workload, now).add(i, p, idle)
+		if s := m.pod(h.pod, now); s != nil {
+			s.add(i, p, idle)
+		}
+	}
+	m.unknown[i] += part * (of - int64(len(holders)))
+}
+
+func (m *Meter) workload(w Workload, now time.Time) *series {
+	s := m.workloads[w]
+	if s == nil {
+		if len(m.workloads) >= maxWorkloads {
+			m.dropOldest()
+		}
+		s = &series{}
+		m.workloads[w] = s
+	}
+	s.seen = now
+	return s
+}
+
+// pod is nil when there are too many.
+func (m *Meter) pod(p Pod, now time.Time) *series {
+	s := m.pods[p]
+	if s == nil {
+		if len(m.pods) >= maxPods {
+			return nil
+		}
+		s = &series{}
+		m.pods[p] = s
+	}
+	s.seen = now
+	return s
+}
+
+// indexHolders finds who holds each device: an instance's are those of its own, a GPU's
+// those of any piece of it.
+func (m *Meter) indexHolders(n *fleet.Node, now time.Time) {
+	same := len(m.held) == len(n.Pods) && (len(n.Pods) == 0 || &m.held[0] == &n.Pods[0])
+	if !same || m.holders == nil {
+		m.held, m.holders = n.Pods, map[string][]holder{}
+		for _, p := range n.Pods {
+			for _, s := range p.Shares {
+				m.hold(p, s.Device, s.Container, s.Holders)
+				if s.GPU != s.Device {
+					m.hold(p, s.GPU, s.Container, s.GPUHolders)
+				}
+			}
+		}
+	}
+	for _, holders := range m.holders { // whatever they take
+		for _, h := range holders {
+			m.workload(h.pod.Workload, now)
+			m.pod(h.pod, now)
+		}
+	}
+}
+
+func (m *Meter) hold(p *fleet.Pod, id, container string, holders int) {
+	for _, h := range m.holders[id] {
+		if h.pod.UID == p.UID { // of two of its instances
+			return
+		}
+	}
+	m.holders[id] = append(m.holders[id], holder{
+		Pod{Workload{p.Namespace, p.Owner.Kind, p.Owner.Name}, p.Name, p.UID, container, id}, holders,
+	})
+}
+
+// sweep forgets what is over for long.
+func (m *Meter) sweep(now time.Time) {
+	m.swept = now
+	for w, s := range m.workloads {
+		if now.Sub(s.seen) > kept {
+			m.drop(w)
+		}
+	}
+	for p, s := range m.pods {
+		if now.Sub(s.seen) > podKept {
+			delete(m.pods, p)
+		}
+	}
+}
+
+func (m *Meter) dropOldest() {
+	var oldest Workload
+	var since time.Time
+	for w, s := range m.workloads {
+		if since.IsZero() || s.seen.Before(since) {
+			oldest, since = w, s.seen
+		}
+	}
+	m.drop(oldest)
+}
+
+func (m *Meter) drop(w Workload) {
+	for i, v := range m.workloads[w].Totals {
+		m.expired[i] += v
+	}
+	delete(m.workloads, w)
+}

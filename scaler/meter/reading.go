@@ -1,0 +1,63 @@
+package meter
+
+import (
+	"cmp"
+	"slices"
+
+	"gpuscaler/scaler/fleet"
+)
+
+// Reading is what the meter shows at one moment. Of each of fleet.Integrated that
+// instances of a GPU do not tell of themselves, Workloads, Unheld, Unknown and Expired
+// together are Devices together, exactly.
+type Reading struct {
+	// Devices are by ID, those that are gone included.
+	Devices map[string]fleet.Totals
+	// Workloads are those that hold something, and those that did until a while ago.
+	Workloads []WorkloadSums
+	// Pods are pods' parts in devices, in order of namespace, name and device.
+	Pods []PodSums
+	// Unheld is what went into devices that nobody held, Unknown into those of which
+	// it was not known; Expired is of workloads that are gone for long.
+	Unheld, Unknown, Expired fleet.Totals
+}
+
+// WorkloadSums are a workload's.
+type WorkloadSums struct {
+	Workload
+	Sums
+}
+
+// PodSums are a pod's of one device.
+type PodSums struct {
+	Pod
+	Sums
+}
+
+// Read copies what it shows.
+func (m *Meter) Read() *Reading {
+	m.mu.Lock()
+	r := &Reading{
+		Devices: make(map[string]fleet.Totals, len(m.devices)), Workloads: make([]WorkloadSums, 0, len(m.workloads)),
+		Pods: make([]PodSums, 0, len(m.pods)), Unheld: m.unheld, Unknown: m.unknown, Expired: m.expired,
+	}
+	for id, d := range m.devices {
+		r.Devices[id] = d.sum
+	}
+	for w, s := range m.workloads {
+		r.Workloads = append(r.Workloads, WorkloadSums{w, s.Sums})
+	}
+	for p, s := range m.pods {
+		r.Pods = append(r.Pods, PodSums{p, s.Sums})
+	}
+	m.mu.Unlock()
+	slices.SortFunc(r.Workloads, func(a, b WorkloadSums) int { return a.compare(b.Workload) })
+	slices.SortFunc(r.Pods, func(a, b PodSums) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod.Pod, b.Pod.Pod), cmp.Compare(a.UID, b.UID), cmp.Compare(a.Device, b.Device))
+	})
+	return r
+}
+
+func (w Workload) compare(with Workload) int {
+	return cmp.Or(cmp.Compare(w.Namespace, with.Namespace), cmp.Compare(w.Kind, with.Kind), cmp.Compare(w.Name, with.Name))
+}
