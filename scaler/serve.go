@@ -18,10 +18,12 @@ import (
 	"gpuscaler/profiles"
 	"gpuscaler/scaler/evaluate"
 	"gpuscaler/scaler/events"
+	"gpuscaler/scaler/exporter"
 	"gpuscaler/scaler/externalscaler"
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/ingest"
 	"gpuscaler/scaler/kubernetes"
+	"gpuscaler/scaler/meter"
 	"gpuscaler/scaler/pods"
 	"gpuscaler/scaler/replay"
 	"gpuscaler/scaler/resourceslices"
@@ -37,7 +39,7 @@ type serveCommand struct {
 	PodResourcesUID       int           `name:"podresources-uid" default:"-1" help:"Only user whose readers of the kubelet are accepted; goes with --nvml-uid. -1: none, or with no --nvml-uid any."`
 	Replay                string        `placeholder:"FILE" help:"Play this fixture for ever instead of listening for readers."`
 	Listen                string        `default:":6000" help:"Address for KEDA's calls, gRPC health and reflection."`
-	HTTP                  string        `name:"http" default:":8080" help:"Address for /healthz, /readyz and /state. Empty: none."`
+	HTTP                  string        `name:"http" default:":8080" help:"Address for /metrics, /healthz, /readyz and /state. Empty: none."`
 	TLSCert               string        `name:"tls-cert-file" placeholder:"FILE" help:"Certificate of KEDA's port, in PEM form. Read again when it changes, as are the two below. Empty: plaintext."`
 	TLSKey                string        `name:"tls-private-key-file" placeholder:"FILE" help:"Its key."`
 	ClientCA              string        `name:"client-ca-file" placeholder:"FILE" help:"CA whose client certificates are let in; all others are not. Empty: clients need none."`
@@ -84,8 +86,11 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	}
 	log := c.logger(os.Stderr)
 	var node *fleet.Local
+	var used *meter.Meter
 	if c.hasNode() {
 		node = fleet.NewLocal(c.NodeName, c.StaleAfter, log, time.Now())
+		used = meter.New(c.AttributionStaleAfter)
+		node.Observe(used.Observe)
 	}
 	nodes := fleet.New(node)
 	store, err := profiles.NewStore(c.Profiles, log)
@@ -140,14 +145,19 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	run = append(append(run, withAPI...), withPeers...)
 	httpAddress := ""
 	if c.HTTP != "" {
+		var health exporter.Workloads // not a nil *workload.Resolver
+		if workloads != nil {
+			health = workloads
+		}
 		web, err := net.Listen("tcp", c.HTTP)
 		if err != nil {
 			return fmt.Errorf("--http: %w", err)
 		}
 		httpAddress = web.Addr().String()
-		run = append(run, func(ctx context.Context) error {
-			return status.Run(ctx, web, status.Handler(nodes, ready), log)
-		})
+		handler := status.Handler(nodes, ready, exporter.Handler(exporter.Options{
+			Node: c.NodeName, Version: version, Fleet: nodes, Meter: used, Triggers: service, Workloads: health, StaleAfter: c.StaleAfter,
+		}))
+		run = append(run, func(ctx context.Context) error { return status.Run(ctx, web, handler, log) })
 	}
 	if node != nil {
 		source, err := c.source(node, log)

@@ -3,6 +3,7 @@ package externalscaler
 import (
 	"log/slog"
 	"sync"
+	"time"
 
 	pb "github.com/kedacore/keda/v2/pkg/scalers/externalscaler"
 
@@ -22,7 +23,13 @@ const journalled = 4096
 type journal struct {
 	log  *slog.Logger
 	mu   sync.Mutex
-	last map[triggerKey]said
+	last map[triggerKey]*noted
+}
+
+// noted is the last answer about a trigger.
+type noted struct {
+	said
+	answer evaluate.Answer
 }
 
 // triggerKey tells triggers apart; KEDA does not say which of a ScaledObject's it
@@ -41,7 +48,19 @@ type said struct {
 }
 
 func newJournal(log *slog.Logger) *journal {
-	return &journal{log: log, last: map[triggerKey]said{}}
+	return &journal{log: log, last: map[triggerKey]*noted{}}
+}
+
+// answers are those of which somebody has asked since a time, in no order.
+func (j *journal) answers(since time.Time) (all []evaluate.Answer) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, t := range j.last {
+		if t.answer.At.After(since) {
+			all = append(all, t.answer)
+		}
+	}
+	return all
 }
 
 // note takes down an answer of GetMetrics: a decision, or why there is none.
@@ -53,14 +72,26 @@ func (j *journal) note(ref *pb.ScaledObjectRef, t *trigger.Trigger, d *evaluate.
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	before, again := j.last[key]
+	known, again := j.last[key]
+	if !again {
+		if len(j.last) >= journalled {
+			clear(j.last)
+		}
+		known = &noted{answer: evaluate.Answer{
+			Namespace: key.namespace, Name: key.name, MetricName: key.metricName, Metric: key.metric, Target: key.target,
+		}}
+		j.last[key] = known
+	}
+	if err != nil {
+		known.answer.Take(nil, time.Now())
+	} else {
+		known.answer.Take(d, time.Now())
+	}
+	before := known.said
 	if again && before == now {
 		return
 	}
-	if !again && len(j.last) >= journalled {
-		clear(j.last)
-	}
-	j.last[key] = now
+	known.said = now
 	log := j.log.With("namespace", key.namespace, "name", key.name, "metric", key.metric, "target", key.target)
 	switch {
 	case err != nil && !again: // of a name that may be made up

@@ -80,6 +80,7 @@ type Service struct {
 	refusals  Refusals
 	log       *slog.Logger
 	journal   *journal
+	calls     calls
 	memo      memo
 	stopping  chan struct{}
 }
@@ -115,6 +116,12 @@ func (s *Service) Stop() { close(s.stopping) }
 // GetMetricSpec depends on the metadata alone: KEDA's fallback does not work
 // when it fails.
 func (s *Service) GetMetricSpec(_ context.Context, ref *pb.ScaledObjectRef) (*pb.GetMetricSpecResponse, error) {
+	response, err := s.metricSpec(ref)
+	s.calls.count(callGetMetricSpec, err)
+	return response, err
+}
+
+func (s *Service) metricSpec(ref *pb.ScaledObjectRef) (*pb.GetMetricSpecResponse, error) {
 	s.asked()
 	t, err := trigger.Parse(ref.GetScalerMetadata(), s.profiles.Load())
 	if err != nil {
@@ -132,6 +139,12 @@ func (s *Service) GetMetricSpec(_ context.Context, ref *pb.ScaledObjectRef) (*pb
 
 // GetMetrics answers with one value, or with an error when there is no data.
 func (s *Service) GetMetrics(_ context.Context, r *pb.GetMetricsRequest) (*pb.GetMetricsResponse, error) {
+	response, err := s.metrics(r)
+	s.calls.count(callGetMetrics, err)
+	return response, err
+}
+
+func (s *Service) metrics(r *pb.GetMetricsRequest) (*pb.GetMetricsResponse, error) {
 	if r.GetScaledObjectRef() == nil {
 		return nil, status.Error(codes.InvalidArgument, "scaledObjectRef: missing; GetMetrics needs the ScaledObject's name, namespace and metadata")
 	}
@@ -153,6 +166,12 @@ func (s *Service) GetMetrics(_ context.Context, r *pb.GetMetricsRequest) (*pb.Ge
 
 // IsActive says whether the workload should have at least one replica.
 func (s *Service) IsActive(_ context.Context, ref *pb.ScaledObjectRef) (*pb.IsActiveResponse, error) {
+	response, err := s.isActive(ref)
+	s.calls.count(callIsActive, err)
+	return response, err
+}
+
+func (s *Service) isActive(ref *pb.ScaledObjectRef) (*pb.IsActiveResponse, error) {
 	t, err := s.trigger(ref)
 	if err != nil {
 		return nil, err

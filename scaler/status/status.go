@@ -17,9 +17,10 @@ import (
 )
 
 // Handler serves /healthz (200 while the process works), /readyz (503 with the
-// reason while ready returns one) and /state.
-func Handler(nodes *fleet.Fleet, ready func(now time.Time) error) http.Handler {
+// reason while ready returns one), /state, and /metrics by a handler of its own.
+func Handler(nodes *fleet.Fleet, ready func(now time.Time) error, metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprintln(w, "ok")
 	})

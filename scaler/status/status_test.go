@@ -30,7 +30,7 @@ func request(h http.Handler, method, path string) *httptest.ResponseRecorder {
 
 func TestProbes(t *testing.T) {
 	var trouble error
-	h := Handler(fleet.New(nil), func(time.Time) error { return trouble })
+	h := Handler(fleet.New(nil), func(time.Time) error { return trouble }, http.NotFoundHandler())
 	for _, c := range []struct {
 		trouble      error
 		method, path string
@@ -70,7 +70,7 @@ func node(t *testing.T, now time.Time) *fleet.Local {
 
 func TestState(t *testing.T) {
 	l := node(t, time.Now())
-	w := request(Handler(fleet.New(l), func(time.Time) error { return errors.New("too old") }), "GET", "/state")
+	w := request(Handler(fleet.New(l), func(time.Time) error { return errors.New("too old") }, http.NotFoundHandler()), "GET", "/state")
 	assert.Equal(t, 200, w.Code)
 	assert.Equal(t, "application/json", w.Header().Get("Content-Type"))
 	var state map[string]any
@@ -98,7 +98,7 @@ func TestState(t *testing.T) {
 	require.NoError(t, err)
 	assert.JSONEq(t, want, string(got))
 
-	w = request(Handler(fleet.New(fleet.NewLocal("n", time.Second, slog.New(slog.DiscardHandler), time.Now())), func(time.Time) error { return nil }), "GET", "/state")
+	w = request(Handler(fleet.New(fleet.NewLocal("n", time.Second, slog.New(slog.DiscardHandler), time.Now())), func(time.Time) error { return nil }, http.NotFoundHandler()), "GET", "/state")
 	assert.JSONEq(t, `{"node": "n", "writers": [], "devices": [], "leftOutTotal": 0}`, w.Body.String(), "lists are never null")
 }
 
@@ -148,7 +148,7 @@ func TestCleanStop(t *testing.T) {
 	l := node(t, now)
 	entered, leave := make(chan struct{}), make(chan struct{})
 	mux := http.NewServeMux()
-	mux.Handle("/", Handler(fleet.New(l), func(time.Time) error { return nil }))
+	mux.Handle("/", Handler(fleet.New(l), func(time.Time) error { return nil }, http.NotFoundHandler()))
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, _ *http.Request) {
 		close(entered)
 		<-leave

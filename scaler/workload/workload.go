@@ -165,6 +165,28 @@ func (r *Resolver) Workload(namespace, name, podSelector string, metadata map[st
 	return &w, nil
 }
 
+// Health is how many workloads are known, of how many nothing can be read now, and how
+// old the oldest of what is known is.
+func (r *Resolver) Health(now time.Time) (known, failing int, oldest time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, key := range r.entries.Keys() {
+		v, ok := r.entries.Get(key)
+		if !ok {
+			continue
+		}
+		e := v.(*entry)
+		if e.found != nil {
+			known++
+			oldest = max(oldest, now.Sub(e.found.workload.Told))
+		}
+		if e.err != nil && !e.definite {
+			failing++
+		}
+	}
+	return known, failing, oldest
+}
+
 // Expect has a workload read that will soon be asked for.
 func (r *Resolver) Expect(namespace, name, podSelector string) {
 	a := ask{namespace, name, podSelector}

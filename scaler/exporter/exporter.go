@@ -1,0 +1,283 @@
+// Package exporter shows what is known to Prometheus. All of a scrape is made from one
+// picture of the node and one reading of the meter, so that its sums are right. It must
+// not know what a trigger means, and never makes anyone wait.
+package exporter
+
+import (
+	"net/http"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"gpuscaler/scaler/attribution"
+	"gpuscaler/scaler/evaluate"
+	"gpuscaler/scaler/fleet"
+	"gpuscaler/scaler/meter"
+)
+
+// answersKept is for how long a trigger is shown after it was asked for last.
+const answersKept = 5 * time.Minute
+
+// Triggers is where it is known what KEDA was told.
+type Triggers interface {
+	Answers(since time.Time) []evaluate.Answer
+	Calls(tell func(call, code string, count uint64))
+}
+
+// Workloads is where it is known how reading them goes.
+type Workloads interface {
+	Health(now time.Time) (known, failing int, oldest time.Duration)
+}
+
+// Options say what is shown.
+type Options struct {
+	Node, Version string
+	Fleet         *fleet.Fleet
+	Meter         *meter.Meter // nil where the fleet has no node of its own
+	Triggers      Triggers
+	Workloads     Workloads // nil: there are none
+	StaleAfter    time.Duration
+}
+
+// Handler serves /metrics.
+func Handler(o Options) http.Handler {
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(&exporter{o, describe(o.Node)}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
+}
+
+// exporter implements [prometheus.Collector]. It is unchecked: what it sends depends on
+// what there is.
+type exporter struct {
+	Options
+	*descs
+}
+
+// Describe implements [prometheus.Collector].
+func (*exporter) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements [prometheus.Collector].
+func (e *exporter) Collect(to chan<- prometheus.Metric) {
+	now := time.Now()
+	s := scrape{exporter: e, to: to, now: now}
+	s.gauge(e.build, 1, e.Version, runtime.Version())
+	if e.Meter != nil {
+		s.ofNode(e.Fleet.Own(), e.Meter.Read())
+	}
+	s.triggers()
+	s.peers()
+	if e.Workloads != nil {
+		known, failing, oldest := e.Workloads.Health(now)
+		s.gauge(e.workloads, float64(known), "known")
+		s.gauge(e.workloads, float64(failing), "failing")
+		s.gauge(e.workloadAge, oldest.Seconds())
+	}
+}
+
+// scrape is one of them.
+type scrape struct {
+	*exporter
+	to  chan<- prometheus.Metric
+	now time.Time
+}
+
+func (s *scrape) gauge(d *prometheus.Desc, v float64, labels ...string) {
+	s.to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+func (s *scrape) counter(d *prometheus.Desc, v float64, labels ...string) {
+	s.to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (s *scrape) fresh(at time.Time) bool { return s.now.Sub(at) <= s.StaleAfter }
+
+// whole is a total in its unit.
+func whole(total int64, q quantity) float64 { return float64(total) / fleet.Fine * q.scale }
+
+// ofNode is all of this node: devices, pods, workloads and readers.
+func (s *scrape) ofNode(n *fleet.Node, m *meter.Reading) {
+	devices := make(map[string]*fleet.Device, len(n.Devices))
+	for _, d := range n.Devices {
+		devices[d.ID] = d
+		s.device(d, m.Devices[d.ID])
+	}
+	s.pods(n, devices)
+	for _, p := range m.Pods {
+		d := devices[p.Device]
+		if d == nil {
+			d = &fleet.Device{ID: p.Device, Index: -1}
+		}
+		labels := podLabels(p.Pod, d)
+		for _, i := range podIntegrals {
+			if p.Totals[i] > 0 || d.HasTotal[i] {
+				s.counter(s.podIntegrals[i], whole(p.Totals[i], integrals[i]), labels...)
+			}
+		}
+	}
+	for _, w := range m.Workloads {
+		labels := []string{w.Namespace, w.Kind, w.Name}
+		s.counter(s.energy, whole(w.Totals[fleet.Power], integrals[fleet.Power]), labels...)
+		s.counter(s.idleEnergy, whole(w.Idle, integrals[fleet.Power]), labels...)
+		s.counter(s.busy, whole(w.Totals[fleet.Utilization], integrals[fleet.Utilization]), labels...)
+	}
+	s.counter(s.unheld, whole(m.Unheld[fleet.Power], integrals[fleet.Power]))
+	s.counter(s.unknown, whole(m.Unknown[fleet.Power], integrals[fleet.Power]))
+	s.counter(s.expired, whole(m.Expired[fleet.Power], integrals[fleet.Power]))
+	s.readers(n)
+}
+
+// device is one device. What is old or could not be read is left out, and never shown
+// as it was.
+func (s *scrape) device(d *fleet.Device, sums fleet.Totals) {
+	labels := gpuLabels(d)
+	up := d.Error == "" && s.fresh(d.Heard)
+	s.gauge(s.up, truth(up), labels...)
+	s.gauge(s.age, max(0, s.now.Sub(d.Heard).Seconds()), labels...)
+	if d.MemoryTotalMiB > 0 {
+		s.gauge(s.memory, d.MemoryTotalMiB*(1<<20), labels...)
+	}
+	if up {
+		for metric, means := range d.Means().All() {
+			if q, ok := gauges[metric]; ok {
+				s.gauge(s.gauges[metric], means[0]*q.scale, labels...)
+			} else {
+				s.gauge(s.custom, means[0], append([]string{metric}, labels...)...)
+			}
+		}
+	}
+	for i := range sums {
+		if d.HasTotal[i] {
+			s.counter(s.integrals[i], whole(sums[i], integrals[i]), labels...)
+		}
+	}
+}
+
+// pods are those that hold devices, with their part of what these show.
+func (s *scrape) pods(n *fleet.Node, devices map[string]*fleet.Device) {
+	for _, p := range n.Pods {
+		for i := range p.Shares {
+			share := &p.Shares[i]
+			if d := devices[share.Device]; d != nil {
+				s.podGauge(p, share, d, share.Holders, true)
+			}
+			// What its instances do not tell: the power of a partitioned GPU, once.
+			first := true
+			for _, before := range p.Shares[:i] {
+				first = first && before.GPU != share.GPU
+			}
+			if gpu := devices[share.GPU]; gpu != nil && share.GPU != share.Device && first {
+				s.podGauge(p, share, gpu, share.GPUHolders, false)
+			}
+		}
+	}
+}
+
+func (s *scrape) podGauge(p *fleet.Pod, share *attribution.Share, d *fleet.Device, holders int, holds bool) {
+	labels := podLabels(meter.Pod{
+		Workload: meter.Workload{Namespace: p.Namespace, Kind: p.Owner.Kind, Name: p.Owner.Name},
+		Pod:      p.Name, Container: share.Container, Device: d.ID,
+	}, d)
+	if holds {
+		s.gauge(s.share, 1/float64(holders), labels...)
+	}
+	if d.Error != "" || !s.fresh(d.Heard) {
+		return
+	}
+	for _, metric := range podGauges {
+		if v, ok := d.Value(metric, 0); ok && (holds || metric == "power_draw") {
+			s.gauge(s.podGauges[metric], v*gauges[metric].scale/float64(holders), labels...)
+		}
+	}
+}
+
+func gpuLabels(d *fleet.Device) []string {
+	return []string{strconv.Itoa(d.Index), d.ID, d.Model, d.Profile}
+}
+
+func podLabels(p meter.Pod, d *fleet.Device) []string {
+	gpu := ""
+	if d.Index >= 0 {
+		gpu = strconv.Itoa(d.Index)
+	}
+	return []string{p.Namespace, p.Pod, p.Container, p.Kind, p.Name, gpu, d.ID, d.Profile}
+}
+
+// readers are those that speak; those of one name count as one.
+func (s *scrape) readers(n *fleet.Node) {
+	told := map[string]bool{}
+	for _, w := range n.Writers {
+		if told[w.Name] {
+			continue
+		}
+		told[w.Name] = true
+		name := strings.ToValidUTF8(w.Name, "?")
+		s.gauge(s.readerUp, truth(w.Error == "" && s.fresh(w.Heard)), name)
+		s.gauge(s.readerAge, max(0, s.now.Sub(w.Heard).Seconds()), name)
+	}
+	if !n.Allocated.IsZero() {
+		s.gauge(s.kubeletAge, max(0, s.now.Sub(n.Allocated).Seconds()))
+	}
+	s.counter(s.leftOut, float64(n.LeftOut))
+}
+
+// triggers are those that KEDA asks for. Two of one name are shown as one.
+func (s *scrape) triggers() {
+	s.Triggers.Calls(func(call, code string, count uint64) { s.counter(s.calls, float64(count), call, code) })
+	latest := map[[4]string]evaluate.Answer{}
+	for _, a := range s.Triggers.Answers(s.now.Add(-answersKept)) {
+		key := [4]string{a.Namespace, a.Name, a.MetricName, a.Metric}
+		if before, again := latest[key]; !again || a.At.After(before.At) {
+			latest[key] = a
+		}
+	}
+	for key, a := range latest {
+		labels := make([]string, len(key))
+		for i, text := range key {
+			labels[i] = strings.ToValidUTF8(text, "?")
+		}
+		s.gauge(s.target, a.Target, labels...)
+		s.gauge(s.failed, truth(a.Failed), labels...)
+		s.gauge(s.answered, s.now.Sub(a.At).Seconds(), labels...)
+		if a.Failed {
+			continue
+		}
+		s.gauge(s.value, a.Value, labels...)
+		s.gauge(s.active, truth(a.Active), labels...)
+		if a.Replicas >= 0 {
+			s.gauge(s.replicas, float64(a.Replicas), labels...)
+		}
+		if share, ok := a.Coverage(); ok {
+			s.gauge(s.coverage, share, labels...)
+		}
+	}
+}
+
+// peers are the other nodes.
+func (s *scrape) peers() {
+	heard, silent := 0, 0
+	own := s.Fleet.Own()
+	for _, n := range s.Fleet.Nodes() {
+		switch {
+		case own != nil && n.Name == own.Name:
+		case s.fresh(n.Heard):
+			heard++
+		default:
+			silent++
+		}
+	}
+	s.gauge(s.nodes, float64(heard), "heard")
+	s.gauge(s.nodes, float64(silent), "silent")
+	s.gauge(s.nodes, float64(len(s.Fleet.Unheard())), "unheard")
+}
