@@ -82,9 +82,10 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/api/v1/pods" && query.Get("fieldSelector") == "spec.nodeName=node-a" && query.Get("watch") == "":
 		var pods []string
 		for _, name := range []string{"llm-0", "llm-1", "other-0"} {
-			pods = append(pods, fmt.Sprintf(`{"spec":{"nodeName":"node-a"},"metadata":{"namespace":"default","name":%q,"uid":%q,"labels":{"app":%q}},
+			pods = append(pods, fmt.Sprintf(`{"spec":{"nodeName":"node-a"},"metadata":{"namespace":"default","name":%q,"uid":%q,"labels":{"app":%q,"pod-template-hash":"5d8f"},
+				"ownerReferences":[{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"%s-5d8f","uid":"rs","controller":true}]},
 				"status":{"phase":"Running","startTime":"2026-03-01T12:00:00Z","conditions":[{"type":"Ready","status":"True"}]}}`,
-				name, name, strings.TrimRight(name, "-01")))
+				name, name, strings.TrimRight(name, "-01"), strings.TrimRight(name, "-01")))
 		}
 		_, _ = fmt.Fprintf(w, `{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[%s]}`, strings.Join(pods, ","))
 	case r.URL.Path == "/api/v1/namespaces/default/pods":

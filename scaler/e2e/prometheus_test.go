@@ -1,0 +1,287 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v2"
+
+	"gpuscaler/shared/fixture"
+)
+
+const (
+	rules      = "../../deploy/prometheus/"
+	dashboards = "../../deploy/dashboards/"
+)
+
+// installed is the path of a program of Debian's package prometheus.
+func installed(t *testing.T, program string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil && os.Getenv("CI") == "" {
+		t.Skipf("%v; it is in Debian's package prometheus", err)
+	}
+	require.NoError(t, err)
+	return path
+}
+
+func run(t *testing.T, stdin, program string, args ...string) {
+	t.Helper()
+	c := exec.Command(installed(t, program), args...)
+	c.Stdin = strings.NewReader(stdin)
+	out, err := c.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
+func TestRules(t *testing.T) {
+	for _, kind := range []string{"alerts", "recording"} {
+		run(t, "", "promtool", "check", "rules", rules+kind+".yaml")
+		run(t, "", "promtool", "test", "rules", rules+kind+"_test.yaml")
+	}
+	var files []ruleFile
+	for _, kind := range []string{"alerts", "alerts_test"} {
+		files = append(files, load(t, kind))
+	}
+	tested := map[string]bool{}
+	for _, test := range files[1].Tests {
+		for _, alert := range test.Alerts {
+			tested[alert.Name] = tested[alert.Name] || len(alert.Expected) > 0
+		}
+	}
+	for _, g := range files[0].Groups {
+		for _, r := range g.Rules {
+			assert.True(t, tested[r.Alert], "no test has %s", r.Alert)
+		}
+	}
+}
+
+// ruleFile is what these tests look at of rules and of tests of them.
+type ruleFile struct {
+	Groups []struct {
+		Rules []struct {
+			Alert, Record, Expr string
+		}
+	}
+	Tests []struct {
+		Alerts []struct {
+			Name     string        `yaml:"alertname"`
+			Expected []interface{} `yaml:"exp_alerts"`
+		} `yaml:"alert_rule_test"`
+	}
+}
+
+func load(t *testing.T, name string) (f ruleFile) {
+	t.Helper()
+	text, err := os.ReadFile(rules + name + ".yaml")
+	require.NoError(t, err)
+	require.NoError(t, yaml.Unmarshal(text, &f))
+	return f
+}
+
+// TestPrometheus: a real Prometheus scrapes the real scaler, with the rules that we
+// ship, and every query of every dashboard and rule returns data with the labels that
+// its legend names.
+func TestPrometheus(t *testing.T) {
+	prometheus := installed(t, "prometheus")
+	recording, err := fixture.Load("../../testdata/two-60-80.csv")
+	require.NoError(t, err)
+	c := &cluster{}
+	for _, d := range recording.Samples[0].Devices {
+		c.gpus = append(c.gpus, d.ID)
+	}
+	server := httptest.NewServer(c)
+	t.Cleanup(server.Close)
+	n := startNode(t, "two-60-80.csv", "--kubeconfig", kubeconfig(t, server.URL))
+	serveKubelet(t, c, n.dir+"/kubelet.sock")
+	start(t, nil, bin+"/scaler", "podresources", "--socket", n.socket, "--kubelet-socket", n.dir+"/kubelet.sock", "--interval=1s")
+
+	address := freeAddress(t)
+	folder, err := filepath.Abs(rules)
+	require.NoError(t, err)
+	config := n.dir + "/prometheus.yaml"
+	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
+global: {scrape_interval: 500ms, evaluation_interval: 500ms}
+rule_files: [%q, %q]
+scrape_configs: [{job_name: gpuscaler, static_configs: [{targets: [%q]}]}]
+`, folder+"/recording.yaml", folder+"/alerts.yaml", n.http), 0o600))
+	start(t, nil, prometheus, "--config.file="+config, "--storage.tsdb.path="+n.dir+"/tsdb", "--web.listen-address="+address, "--log.level=warn")
+
+	asking, stop := context.WithCancel(t.Context())
+	asked := make(chan struct{})
+	go func() { // as KEDA does
+		defer close(asked)
+		for ; asking.Err() == nil; time.Sleep(100 * time.Millisecond) {
+			_, _ = n.value(map[string]string{"targetValue": "75", "window": "0s"})
+		}
+	}()
+	defer func() { stop(); <-asked }()
+
+	for _, q := range queries(t) {
+		n.eventually(20*time.Second, func() error { return q.check(address) })
+	}
+	metrics, err := http.Get("http://" + n.http + "/metrics")
+	require.NoError(t, err)
+	defer metrics.Body.Close()
+	text, err := io.ReadAll(metrics.Body)
+	require.NoError(t, err)
+	run(t, string(text), "promtool", "check", "metrics")
+
+	// The rate of the counter is the true mean, and all energy is somebody's.
+	for expr, want := range map[string]float64{
+		`avg(rate(gpuscaler_gpu_utilization_seconds_total[10s]))`: 0.7,
+		`sum(gpuscaler_gpu_energy_joules_total) - sum(gpuscaler_workload_energy_joules_total)
+			- sum(gpuscaler_unheld_energy_joules_total) - sum(gpuscaler_unattributed_energy_joules_total) - sum(gpuscaler_expired_energy_joules_total)`: 0,
+		`sum(gpuscaler_workload_energy_joules_total{namespace="default",workload_kind="Deployment",workload="llm"}) > bool 0`: 1,
+		`max(gpuscaler_trigger_replicas{scaledobject="llm"})`:                                                                 2,
+	} {
+		n.eventually(20*time.Second, func() error {
+			found, err := instant(address, expr)
+			if err == nil && (len(found) != 1 || found[0].value < want-0.01 || found[0].value > want+0.01) {
+				err = fmt.Errorf("%s: got %v; want %v", expr, found, want)
+			}
+			return err
+		})
+	}
+}
+
+// query is one of a dashboard or a rule, with the labels that its series must have.
+type query struct {
+	where, expr string
+	labels      []string
+}
+
+var (
+	legend = regexp.MustCompile(`\{\{\s*(\w+)\s*\}\}`)
+	by     = regexp.MustCompile(`by \(([^)]*)\)`)
+)
+
+// queries are all of them, but for those of alerts, which return data when something is
+// wrong (see TestRules).
+func queries(t *testing.T) (all []query) {
+	t.Helper()
+	for _, g := range load(t, "recording").Groups {
+		for _, r := range g.Rules {
+			all = append(all, query{where: r.Record, expr: r.Record, labels: names(by.FindStringSubmatch(r.Expr))})
+		}
+	}
+	files, err := filepath.Glob(dashboards + "*.json")
+	require.NoError(t, err)
+	require.Len(t, files, 3)
+	fill := strings.NewReplacer("$__rate_interval", "10s", "$__range", "1h", "$namespace", "default", "$scaledobject", "llm", "$workload", "llm")
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		var board struct {
+			Panels []struct {
+				Title, Type string
+				Targets     []struct{ Expr, LegendFormat string }
+			}
+			Templating struct {
+				List []struct {
+					Type  string
+					Query any
+				}
+			}
+		}
+		require.NoError(t, json.Unmarshal(text, &board))
+		require.NotEmpty(t, board.Panels)
+		for _, p := range board.Panels {
+			require.NotEmpty(t, p.Targets, "%s: %s", file, p.Title)
+			for _, target := range p.Targets {
+				q := query{where: filepath.Base(file) + ": " + p.Title, expr: fill.Replace(target.Expr)}
+				for _, label := range legend.FindAllStringSubmatch(target.LegendFormat, -1) {
+					q.labels = append(q.labels, label[1])
+				}
+				if p.Type == "table" {
+					q.labels = names(by.FindStringSubmatch(target.Expr))
+					require.NotEmpty(t, q.labels, q.where)
+				}
+				all = append(all, q)
+			}
+		}
+		for _, v := range board.Templating.List {
+			if text, ok := v.Query.(map[string]any); ok && v.Type == "query" {
+				inner := regexp.MustCompile(`^label_values\((.*), (\w+)\)$`).FindStringSubmatch(fill.Replace(fmt.Sprint(text["query"])))
+				require.NotNil(t, inner, "%s: %v", file, text)
+				all = append(all, query{where: filepath.Base(file) + ": a variable", expr: inner[1], labels: inner[2:]})
+			}
+		}
+	}
+	return all
+}
+
+func names(match []string) (all []string) {
+	if len(match) < 2 || match[1] == "" {
+		return nil
+	}
+	return strings.Split(strings.ReplaceAll(match[1], " ", ""), ",")
+}
+
+func (q query) check(address string) error {
+	found, err := instant(address, q.expr)
+	if err != nil {
+		return fmt.Errorf("%s: %w", q.where, err)
+	}
+	if len(found) == 0 {
+		return fmt.Errorf("%s: no data: %s", q.where, q.expr)
+	}
+	for _, s := range found {
+		for _, label := range q.labels {
+			if _, ok := s.labels[label]; !ok && label != "mig_profile" { // empty is absent
+				return fmt.Errorf("%s: %v has no label %s: %s", q.where, s.labels, label, q.expr)
+			}
+		}
+	}
+	return nil
+}
+
+type sample struct {
+	labels map[string]string
+	value  float64
+}
+
+// instant is an instant query of Prometheus.
+func instant(address, expr string) (found []sample, err error) {
+	r, err := http.Get("http://" + address + "/api/v1/query?query=" + url.QueryEscape(expr))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Body.Close()
+	var answer struct {
+		Status, Error string
+		Data          struct {
+			Result []struct {
+				Metric map[string]string
+				Value  [2]any
+			}
+		}
+	}
+	if err := json.NewDecoder(r.Body).Decode(&answer); err != nil {
+		return nil, err
+	}
+	if answer.Status != "success" {
+		return nil, fmt.Errorf("%s: %s", expr, answer.Error)
+	}
+	for _, s := range answer.Data.Result {
+		v := 0.0
+		if _, err := fmt.Sscan(fmt.Sprint(s.Value[1]), &v); err != nil {
+			return nil, fmt.Errorf("%s: %v: %w", expr, s.Value, err)
+		}
+		found = append(found, sample{s.Metric, v})
+	}
+	return found, nil
+}
