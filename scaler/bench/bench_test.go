@@ -34,7 +34,7 @@ type chain struct {
 	control         *fakenvml.Control
 	health          healthpb.HealthClient
 	keda            pb.ExternalScalerClient
-	address         string
+	address, http   string
 }
 
 func startChain(b *testing.B) *chain {
@@ -57,14 +57,17 @@ func startChain(b *testing.B) *chain {
 	must(err)
 	fixture, err := filepath.Abs("../../testdata/h100x8-uneven.csv")
 	must(err)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(err)
-	address := l.Addr().String()
-	must(l.Close())
+	addresses := [2]string{}
+	for i := range addresses {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must(err)
+		addresses[i] = l.Addr().String()
+		must(l.Close())
+	}
 	c := &chain{
-		address: address,
+		address: addresses[0], http: addresses[1],
 		control: fakenvml.NewControl(dir + "/control"),
-		scaler: exec.Command(dir+"/scaler", "serve", "--nvml-socket", dir+"/s", "--listen", address, "--http", "",
+		scaler: exec.Command(dir+"/scaler", "serve", "--nvml-socket", dir+"/s", "--listen", addresses[0], "--http", addresses[1],
 			"--log-level", "error"),
 		sidecar: exec.Command(dir+"/nvmlsidecar", "--socket", dir+"/s", "--nvml-library", library, "--log-level", "error"),
 	}

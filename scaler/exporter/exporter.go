@@ -48,7 +48,7 @@ type Options struct {
 func Handler(o Options) http.Handler {
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(&exporter{o, describe(o.Node)}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, ErrorHandling: promhttp.ContinueOnError})
 }
 
 // exporter implements [prometheus.Collector]. It is unchecked: what it sends depends on
@@ -87,11 +87,20 @@ type scrape struct {
 }
 
 func (s *scrape) gauge(d *prometheus.Desc, v float64, labels ...string) {
-	s.to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	s.send(d, prometheus.GaugeValue, v, labels)
 }
 
 func (s *scrape) counter(d *prometheus.Desc, v float64, labels ...string) {
-	s.to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+	s.send(d, prometheus.CounterValue, v, labels)
+}
+
+// send sends a series; one that cannot be is told of as such, beside all others.
+func (s *scrape) send(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels []string) {
+	m, err := prometheus.NewConstMetric(d, kind, v, labels...)
+	if err != nil {
+		m = prometheus.NewInvalidMetric(d, err)
+	}
+	s.to <- m
 }
 
 func truth(b bool) float64 {

@@ -267,6 +267,33 @@ func TestFront(t *testing.T) {
 	}
 }
 
+// A label that cannot be costs its series, and no other.
+func TestBadLabel(t *testing.T) {
+	l := newLab(t)
+	everything(l)
+	l.triggers = append(l.triggers, evaluate.Answer{Namespace: "shop", Name: "a\xff", MetricName: "m", Target: 80, At: time.Now()})
+	l.hold(map[string][]string{"b\xff": {"GPU-0"}})
+	f := l.families()
+	_, n := sum(f["gpuscaler_trigger_target"])
+	assert.Equal(t, 3, n, "mended")
+	_, n = sum(f["gpuscaler_gpu_up"])
+	assert.Equal(t, 6, n)
+}
+
+// What is written in the README of how many series there are.
+func TestCardinality(t *testing.T) {
+	l := newLab(t)
+	l.start = time.Now()
+	crowd(l)
+	series := 0
+	for name, f := range l.families() {
+		if strings.HasPrefix(name, "gpuscaler_") {
+			series += len(f.GetMetric())
+		}
+	}
+	assert.InDelta(t, 800, series, 50)
+}
+
 // crowd is a node of 8 GPUs that 64 pods share.
 func crowd(l *lab) {
 	held := map[string][]string{}

@@ -38,10 +38,10 @@ func TestManifests(t *testing.T) {
 	require.NoError(t, c.Apply(ctx, runtimeClass))
 	restricted := []string{"nvidia-runtime-class", "tls", "mutual-tls", "no-kubernetes"}
 	// What is in the default install, with everything that it goes with.
-	whole := []string{"pod-resources", "peers", "front", "nvidia-runtime-class", "tls", "mutual-tls", "peer-tls"}
+	whole := []string{"pod-resources", "peers", "front", "prometheus", "nvidia-runtime-class", "tls", "mutual-tls", "peer-tls"}
 	overlays := [][]string{
 		nil, {"nvidia-runtime-class"}, {"no-kubernetes"}, {"tls"}, {"tls", "mutual-tls"}, restricted,
-		{"gke"}, {"nvidia-volume-mounts"}, {"pod-resources"}, {"pod-resources", "peers"}, whole,
+		{"prometheus"}, {"gke"}, {"nvidia-volume-mounts"}, {"pod-resources"}, {"pod-resources", "peers"}, whole,
 	}
 	for _, components := range overlays {
 		manifests := overlay(t, components...)
