@@ -30,7 +30,7 @@ func (s *Service) Calls(tell func(call, code string, count uint64)) {
 	for call, name := range callNames {
 		for code := range s.calls[call] {
 			if n := s.calls[call][code].Load(); n > 0 {
-				tell(name, codes.Code(code).String(), n) //nolint:gosec // a code
+				tell(name, codes.Code(code).String(), n)
 			}
 		}
 	}

@@ -161,9 +161,9 @@ func joulesOf(t fleet.Totals) float64 { return float64(t[fleet.Power]) / fleet.F
 
 // TestAddsUp: whatever devices, pods and readers do, the parts are the whole.
 func TestAddsUp(t *testing.T) {
-	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any will do
+	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // not for secrets
+	r := rand.New(rand.NewPCG(seed, 0))
 	l := newLab(t)
 	devices := make([]snapshot.Device, 4)
 	for i := range devices {
