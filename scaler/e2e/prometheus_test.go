@@ -143,7 +143,7 @@ scrape_configs: [{job_name: gpuscaler, static_configs: [{targets: [%q]}]}]
 	// The rate of the counter is the true mean, and all energy is somebody's.
 	for expr, want := range map[string]float64{
 		`avg(rate(gpuscaler_gpu_utilization_seconds_total[10s]))`: 0.7,
-		`sum(gpuscaler_gpu_energy_joules_total) - sum(gpuscaler_workload_energy_joules_total)
+		`sum(gpuscaler_gpu_energy_joules_total) + sum(gpuscaler_gone_gpu_energy_joules_total) - sum(gpuscaler_workload_energy_joules_total)
 			- sum(gpuscaler_unheld_energy_joules_total) - sum(gpuscaler_unattributed_energy_joules_total) - sum(gpuscaler_expired_energy_joules_total)`: 0,
 		`sum(gpuscaler_workload_energy_joules_total{namespace="default",workload_kind="Deployment",workload="llm"}) > bool 0`: 1,
 		`max(gpuscaler_trigger_replicas{scaledobject="llm"})`:                                                                 2,

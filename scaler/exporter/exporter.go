@@ -4,8 +4,10 @@
 package exporter
 
 import (
+	"maps"
 	"net/http"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,8 +22,13 @@ import (
 	"gpuscaler/scaler/meter"
 )
 
-// answersKept is for how long a trigger is shown after it was asked for last.
-const answersKept = 5 * time.Minute
+const (
+	// answersKept is for how long a trigger is shown after it was asked for last.
+	answersKept = 5 * time.Minute
+	// maxTriggers are shown: whoever reaches KEDA's port can make names up. Those that
+	// have an answer go before those that have none.
+	maxTriggers = 1024
+)
 
 // Triggers is where it is known what KEDA was told.
 type Triggers interface {
@@ -120,9 +127,15 @@ func (s *scrape) ofNode(n *fleet.Node, m *meter.Reading) {
 	devices := make(map[string]*fleet.Device, len(n.Devices))
 	for _, d := range n.Devices {
 		devices[d.ID] = d
-		s.device(d, m.Devices[d.ID])
+		s.device(d)
 	}
 	s.pods(n, devices)
+	for _, d := range m.Devices {
+		s.totals(d)
+		if devices[d.Device.ID] == nil {
+			devices[d.Device.ID] = d.Device // for the sums of pods that held it
+		}
+	}
 	for _, p := range m.Pods {
 		d := devices[p.Device]
 		if d == nil {
@@ -144,12 +157,13 @@ func (s *scrape) ofNode(n *fleet.Node, m *meter.Reading) {
 	s.counter(s.unheld, whole(m.Unheld[fleet.Power], integrals[fleet.Power]))
 	s.counter(s.unknown, whole(m.Unknown[fleet.Power], integrals[fleet.Power]))
 	s.counter(s.expired, whole(m.Expired[fleet.Power], integrals[fleet.Power]))
+	s.counter(s.gone, whole(m.Gone[fleet.Power], integrals[fleet.Power]))
 	s.readers(n)
 }
 
 // device is one device. What is old or could not be read is left out, and never shown
 // as it was.
-func (s *scrape) device(d *fleet.Device, sums fleet.Totals) {
+func (s *scrape) device(d *fleet.Device) {
 	labels := gpuLabels(d)
 	up := d.Error == "" && s.fresh(d.Heard)
 	s.gauge(s.up, truth(up), labels...)
@@ -166,9 +180,14 @@ func (s *scrape) device(d *fleet.Device, sums fleet.Totals) {
 			}
 		}
 	}
-	for i := range sums {
-		if d.HasTotal[i] {
-			s.counter(s.integrals[i], whole(sums[i], integrals[i]), labels...)
+}
+
+// totals are a device's, which stay for a while when it is gone.
+func (s *scrape) totals(d meter.DeviceSums) {
+	labels := gpuLabels(d.Device)
+	for i := range d.Totals {
+		if d.Device.HasTotal[i] {
+			s.counter(s.integrals[i], whole(d.Totals[i], integrals[i]), labels...)
 		}
 	}
 }
@@ -251,7 +270,8 @@ func (s *scrape) triggers() {
 			latest[key] = a
 		}
 	}
-	for key, a := range latest {
+	for _, key := range shown(latest) {
+		a := latest[key]
 		labels := make([]string, len(key))
 		for i, text := range key {
 			labels[i] = strings.ToValidUTF8(text, "?")
@@ -271,6 +291,21 @@ func (s *scrape) triggers() {
 			s.gauge(s.coverage, share, labels...)
 		}
 	}
+}
+
+// shown are the triggers that are.
+func shown(latest map[[4]string]evaluate.Answer) [][4]string {
+	all := slices.Collect(maps.Keys(latest))
+	if len(all) <= maxTriggers {
+		return all
+	}
+	slices.SortFunc(all, func(a, b [4]string) int {
+		if latest[a].Failed != latest[b].Failed {
+			return int(truth(latest[a].Failed)) - int(truth(latest[b].Failed))
+		}
+		return slices.Compare(a[:], b[:])
+	})
+	return all[:maxTriggers]
 }
 
 // peers are the other nodes.

@@ -69,7 +69,7 @@ type descs struct {
 	podGauges                                 map[string]*prometheus.Desc
 	podIntegrals                              map[int]*prometheus.Desc
 	energy, idleEnergy, busy                  *prometheus.Desc
-	unheld, unknown, expired                  *prometheus.Desc
+	unheld, unknown, expired, gone            *prometheus.Desc
 	target, value, active, replicas, coverage *prometheus.Desc
 	answered, failed, calls                   *prometheus.Desc
 	readerUp, readerAge, kubeletAge, leftOut  *prometheus.Desc
@@ -95,6 +95,7 @@ func describe(node string) *descs {
 		unheld:     desc("unheld_energy_joules_total", "Energy used by GPUs while no pod held them."),
 		unknown:    desc("unattributed_energy_joules_total", "Energy used by GPUs while it was not known who held them."),
 		expired:    desc("expired_energy_joules_total", "Energy of workloads that ended so long ago that their series are gone: for sums that are to be whole."),
+		gone:       desc("gone_gpu_energy_joules_total", "Energy of GPUs that are gone so long that their series are: for sums that are to be whole."),
 
 		target:      desc("trigger_target", "Target of a trigger, in the metric's unit.", ofTrigger...),
 		value:       desc("trigger_value", "What KEDA was told last, in the metric's unit.", ofTrigger...),

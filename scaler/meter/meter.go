@@ -14,13 +14,14 @@ import (
 )
 
 const (
-	// kept is for how long a workload that holds nothing any more keeps its series,
-	// podKept for how long a pod does: some scrapes.
+	// kept is for how long a workload that holds nothing any more keeps its series, and a
+	// device that is gone; podKept for how long a pod does: some scrapes.
 	kept    = 15 * time.Minute
 	podKept = 5 * time.Minute
 	// Bounds on series, whatever comes and goes: a node has 110 pods, 500 at most.
 	maxWorkloads = 1024
 	maxPods      = 4096
+	maxDevices   = 2048
 	// sweepEvery is how often it is looked for what has expired.
 	sweepEvery = 10 * time.Second
 )
@@ -28,10 +29,11 @@ const (
 // Workload names what runs pods: by [fleet.Owner].
 type Workload struct{ Namespace, Kind, Name string }
 
-// Pod names a pod's part in a device.
+// Pod names a pod's part in a device. One that takes the place of another by the same
+// name, as a StatefulSet's do, goes on where that stopped.
 type Pod struct {
 	Workload
-	Pod, UID, Container string
+	Pod, Container string
 	// Device is what has been read: a GPU or an instance.
 	Device string
 }
@@ -62,6 +64,7 @@ type Meter struct {
 	unheld    fleet.Totals // devices that nobody holds
 	unknown   fleet.Totals // it is not known who does
 	expired   fleet.Totals // of workloads that are forgotten
+	gone      fleet.Totals // of devices that are forgotten
 	swept     time.Time
 
 	held    []*fleet.Pod // that holders was made of
@@ -78,6 +81,8 @@ type series struct {
 type device struct {
 	last fleet.Totals
 	sum  fleet.Totals
+	is   *fleet.Device
+	seen time.Time
 }
 
 // holder is a pod's part in a device, of so many.
@@ -126,9 +131,10 @@ func (m *Meter) Observe(n *fleet.Node, now time.Time) {
 		}
 	}
 	for _, d := range n.Devices {
-		m.devices[d.ID].last = d.Totals
+		known := m.devices[d.ID]
+		known.last, known.is, known.seen = d.Totals, d, now
 	}
-	if now.Sub(m.swept) >= sweepEvery {
+	if now.Sub(m.swept) >= sweepEvery || len(m.devices) > maxDevices {
 		m.sweep(now)
 	}
 }
@@ -245,12 +251,12 @@ func (m *Meter) indexHolders(n *fleet.Node, now time.Time) {
 
 func (m *Meter) hold(p *fleet.Pod, id, container string, holders int) {
 	for _, h := range m.holders[id] {
-		if h.pod.UID == p.UID { // of two of its instances
+		if h.pod.Namespace == p.Namespace && h.pod.Pod == p.Name { // of two of its instances
 			return
 		}
 	}
 	m.holders[id] = append(m.holders[id], holder{
-		Pod{Workload{p.Namespace, p.Owner.Kind, p.Owner.Name}, p.Name, p.UID, container, id}, holders,
+		Pod{Workload{p.Namespace, p.Owner.Kind, p.Owner.Name}, p.Name, container, id}, holders,
 	})
 }
 
@@ -265,6 +271,15 @@ func (m *Meter) sweep(now time.Time) {
 	for p, s := range m.pods {
 		if now.Sub(s.seen) > podKept {
 			delete(m.pods, p)
+		}
+	}
+	all := len(m.devices)
+	for id, d := range m.devices { // with too many, all that are gone
+		if !d.seen.Equal(now) && (all > maxDevices || now.Sub(d.seen) > kept) {
+			for i, v := range d.sum {
+				m.gone[i] += v
+			}
+			delete(m.devices, id)
 		}
 	}
 }

@@ -67,8 +67,9 @@ func (l *lab) addsUp(totals ...int) *Reading {
 	for _, i := range totals {
 		var devices, pods, parts int64
 		for _, d := range r.Devices {
-			devices += d[i]
+			devices += d.Totals[i]
 		}
+		devices += r.Gone[i]
 		for _, w := range r.Workloads {
 			parts += w.Totals[i]
 		}
@@ -206,4 +207,49 @@ func TestAddsUp(t *testing.T) {
 	assert.Positive(t, reading.Unheld[fleet.Power])
 	assert.Positive(t, reading.Unknown[fleet.Power], "the kubelet was silent for over a minute at times")
 	assert.Positive(t, reading.Expired[fleet.Power])
+}
+
+// A writer that makes up new devices in each sample costs no more than so many, and
+// all of their energy is still somewhere.
+func TestDevicesAreBounded(t *testing.T) {
+	l := newLab(t)
+	for second := range 200 {
+		sample := &snapshot.Sample{Writer: "hostile", Elapsed: time.Duration(second+1) * time.Second}
+		for i := range 100 {
+			sample.Devices = append(sample.Devices, snapshot.Device{
+				ID: fmt.Sprint("GPU-", second/2, "-", i), Vendor: "nvidia", Values: map[string]float64{"power_draw": 100}, // each is there twice
+			})
+		}
+		l.play(sample)
+		require.LessOrEqual(t, len(l.addsUp(fleet.Power).Devices), maxDevices+100)
+	}
+	r := l.addsUp(fleet.Power)
+	assert.Positive(t, r.Gone[fleet.Power])
+	assert.InDelta(t, 100*100*100, joulesOf(r.Unknown), 1)
+}
+
+// A StatefulSet's pod that takes the place of another goes on where that stopped, and a
+// device that is gone keeps its sums for a while.
+func TestWhatComesBack(t *testing.T) {
+	l := newLab(t)
+	gpu := snapshot.Device{ID: "GPU-0", Vendor: "nvidia", Values: map[string]float64{"power_draw": 100}}
+	second := 0
+	play := func(seconds int, devices ...snapshot.Device) {
+		for range seconds {
+			second++
+			l.play(&snapshot.Sample{Writer: "w", Elapsed: time.Duration(second) * time.Second, Devices: devices})
+			l.hold(map[[3]string][]string{{"a", "db", "db-0"}: {"GPU-0"}})
+			l.addsUp(fleet.Power)
+		}
+	}
+	play(11, gpu)
+	l.local.SetPods([]fleet.Pod{{Namespace: "a", Name: "db-0", UID: "another", Node: "node-1", Owner: fleet.Owner{Kind: "Deployment", Name: "db"}}}, l.now())
+	play(10, gpu)
+	play(5)
+	play(11, gpu) // found again: begins anew
+	r := l.meter.Read()
+	require.Len(t, r.Pods, 1)
+	require.Len(t, r.Devices, 1)
+	assert.InDelta(t, 3000, joulesOf(r.Devices[0].Totals), 0.01)
+	assert.InDelta(t, 3000, joulesOf(r.Pods[0].Totals)+joulesOf(r.Unknown), 0.01)
 }

@@ -9,10 +9,12 @@ import (
 
 // Reading is what the meter shows at one moment. Of each of fleet.Integrated that
 // instances of a GPU do not tell of themselves, Workloads, Unheld, Unknown and Expired
-// together are Devices together, exactly.
+// together are Devices and Gone together, exactly.
 type Reading struct {
-	// Devices are by ID, those that are gone included.
-	Devices map[string]fleet.Totals
+	// Devices are those that are there, and those that were until a while ago, in no
+	// order; Gone is of those that are gone for long.
+	Devices []DeviceSums
+	Gone    fleet.Totals
 	// Workloads are those that hold something, and those that did until a while ago.
 	Workloads []WorkloadSums
 	// Pods are pods' parts in devices, in order of namespace, name and device.
@@ -20,6 +22,12 @@ type Reading struct {
 	// Unheld is what went into devices that nobody held, Unknown into those of which
 	// it was not known; Expired is of workloads that are gone for long.
 	Unheld, Unknown, Expired fleet.Totals
+}
+
+// DeviceSums are a device's, as it was last.
+type DeviceSums struct {
+	Device *fleet.Device
+	Totals fleet.Totals
 }
 
 // WorkloadSums are a workload's.
@@ -38,11 +46,11 @@ type PodSums struct {
 func (m *Meter) Read() *Reading {
 	m.mu.Lock()
 	r := &Reading{
-		Devices: make(map[string]fleet.Totals, len(m.devices)), Workloads: make([]WorkloadSums, 0, len(m.workloads)),
+		Devices: make([]DeviceSums, 0, len(m.devices)), Gone: m.gone, Workloads: make([]WorkloadSums, 0, len(m.workloads)),
 		Pods: make([]PodSums, 0, len(m.pods)), Unheld: m.unheld, Unknown: m.unknown, Expired: m.expired,
 	}
-	for id, d := range m.devices {
-		r.Devices[id] = d.sum
+	for _, d := range m.devices {
+		r.Devices = append(r.Devices, DeviceSums{d.is, d.sum})
 	}
 	for w, s := range m.workloads {
 		r.Workloads = append(r.Workloads, WorkloadSums{w, s.Sums})
@@ -53,7 +61,7 @@ func (m *Meter) Read() *Reading {
 	m.mu.Unlock()
 	slices.SortFunc(r.Workloads, func(a, b WorkloadSums) int { return a.compare(b.Workload) })
 	slices.SortFunc(r.Pods, func(a, b PodSums) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod.Pod, b.Pod.Pod), cmp.Compare(a.UID, b.UID), cmp.Compare(a.Device, b.Device))
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod.Pod, b.Pod.Pod), cmp.Compare(a.Device, b.Device))
 	})
 	return r
 }
