@@ -51,7 +51,7 @@ func (v *view) intro(w io.Writer) {
 	if v.live {
 		return // it is part of every picture
 	}
-	_, _ = fmt.Fprintf(w, "gpuscaler: %s\n  %s\n  curl http://%s/state\n\n", v.title, v.try(), v.HTTP)
+	_, _ = fmt.Fprintf(w, "gpuscaler: %s\n  %s\n  curl http://%s/state\n  curl http://%s/metrics\n\n", v.title, v.try(), v.HTTP, v.HTTP)
 }
 
 func (v *view) show(ctx context.Context, w io.Writer) {
@@ -77,7 +77,7 @@ func (v *view) show(ctx context.Context, w io.Writer) {
 		_, _ = io.WriteString(w, page.String()+"\n")
 		return
 	}
-	fmt.Fprintf(&page, "\nTry:  %s\n      curl http://%s/state\nCtrl-C ends it.\n", v.try(), v.HTTP)
+	fmt.Fprintf(&page, "\nTry:  %s\n      curl http://%s/state\n      curl http://%s/metrics\nCtrl-C ends it.\n", v.try(), v.HTTP, v.HTTP)
 	_, _ = io.WriteString(w, strings.ReplaceAll(page.String(), "\n", "\x1b[K\n")+"\x1b[J")
 }
 
