@@ -155,7 +155,8 @@ func (c *serveCommand) Run(ctx context.Context) error {
 		}
 		httpAddress = web.Addr().String()
 		handler := status.Handler(nodes, ready, exporter.Handler(exporter.Options{
-			Node: c.NodeName, Version: version, Fleet: nodes, Meter: used, Triggers: service, Workloads: health, StaleAfter: c.StaleAfter,
+			Node: c.NodeName, Version: version, Fleet: nodes, Meter: used, Triggers: service, Workloads: health,
+			StaleAfter: c.StaleAfter, AttributionStaleAfter: c.AttributionStaleAfter,
 		}))
 		run = append(run, func(ctx context.Context) error { return status.Run(ctx, web, handler, log) })
 	}

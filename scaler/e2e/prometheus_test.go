@@ -116,7 +116,10 @@ func TestPrometheus(t *testing.T) {
 	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
 global: {scrape_interval: 500ms, evaluation_interval: 500ms}
 rule_files: [%q, %q]
-scrape_configs: [{job_name: gpuscaler, static_configs: [{targets: [%q]}]}]
+scrape_configs:
+- job_name: gpuscaler
+  honor_labels: true # beside the labels that discovery gives to targets
+  static_configs: [{targets: [%q], labels: {namespace: gpuscaler, pod: gpuscaler-x7k2p, container: scaler}}]
 `, folder+"/recording.yaml", folder+"/alerts.yaml", n.http), 0o600))
 	start(t, nil, prometheus, "--config.file="+config, "--storage.tsdb.path="+n.dir+"/tsdb", "--web.listen-address="+address, "--log.level=warn")
 

@@ -16,6 +16,8 @@ type Answer struct {
 	Replicas int
 	// Of so many pods or nodes, how many there is nothing known of.
 	Of, Missing int
+	// Known: it has been answered for a workload's pods at some time.
+	Known bool
 	// Failed: there was no answer; then only the trigger and At are set.
 	Failed bool
 	At     time.Time
@@ -40,6 +42,7 @@ func (a *Answer) Take(d *Decision, at time.Time) {
 	a.Value, a.Active = d.Value, d.Active
 	a.Of, a.Missing = d.Nodes, d.Silent
 	if r := d.Replicas; r != nil {
+		a.Known = true
 		a.Replicas, a.Of, a.Missing = r.Desired, r.Counting+r.Starting+r.Missing, r.Missing
 	}
 }

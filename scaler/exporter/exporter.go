@@ -24,9 +24,10 @@ import (
 
 const (
 	// answersKept is for how long a trigger is shown after it was asked for last.
-	answersKept = 5 * time.Minute
-	// maxTriggers are shown: whoever reaches KEDA's port can make names up. Those that
-	// have an answer go before those that have none.
+	// A poll and a half of KEDA's: another scaler may be asked meanwhile, and know better.
+	answersKept = 90 * time.Second
+	// maxTriggers are shown: whoever reaches KEDA's port can make names up. Those of known
+	// workloads go first.
 	maxTriggers = 1024
 )
 
@@ -48,13 +49,15 @@ type Options struct {
 	Meter         *meter.Meter // nil where the fleet has no node of its own
 	Triggers      Triggers
 	Workloads     Workloads // nil: there are none
-	StaleAfter    time.Duration
+	// StaleAfter is the age from which a reading is no data, AttributionStaleAfter that for
+	// what the kubelet said.
+	StaleAfter, AttributionStaleAfter time.Duration
 }
 
 // Handler serves /metrics.
 func Handler(o Options) http.Handler {
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(&exporter{o, describe(o.Node)}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(&exporter{o, describe(o.Node), time.Now()}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, ErrorHandling: promhttp.ContinueOnError})
 }
 
@@ -63,6 +66,7 @@ func Handler(o Options) http.Handler {
 type exporter struct {
 	Options
 	*descs
+	began time.Time
 }
 
 // Describe implements [prometheus.Collector].
@@ -129,7 +133,9 @@ func (s *scrape) ofNode(n *fleet.Node, m *meter.Reading) {
 		devices[d.ID] = d
 		s.device(d)
 	}
-	s.pods(n, devices)
+	if n.PodsKnown && !n.Allocated.IsZero() && s.now.Sub(n.Allocated) <= s.AttributionStaleAfter { // as the meter has it
+		s.pods(n, devices)
+	}
 	for _, d := range m.Devices {
 		s.totals(d)
 		if devices[d.Device.ID] == nil {
@@ -186,7 +192,7 @@ func (s *scrape) device(d *fleet.Device) {
 func (s *scrape) totals(d meter.DeviceSums) {
 	labels := gpuLabels(d.Device)
 	for i := range d.Totals {
-		if d.Device.HasTotal[i] {
+		if d.Device.HasTotal[i] || d.Totals[i] > 0 {
 			s.counter(s.integrals[i], whole(d.Totals[i], integrals[i]), labels...)
 		}
 	}
@@ -254,8 +260,11 @@ func (s *scrape) readers(n *fleet.Node) {
 		s.gauge(s.readerUp, truth(w.Error == "" && s.fresh(w.Heard)), name)
 		s.gauge(s.readerAge, max(0, s.now.Sub(w.Heard).Seconds()), name)
 	}
-	if !n.Allocated.IsZero() {
+	switch {
+	case !n.Allocated.IsZero():
 		s.gauge(s.kubeletAge, max(0, s.now.Sub(n.Allocated).Seconds()))
+	case n.PodsKnown: // then somebody wants to know
+		s.gauge(s.kubeletAge, s.now.Sub(s.began).Seconds())
 	}
 	s.counter(s.leftOut, float64(n.LeftOut))
 }
@@ -300,8 +309,8 @@ func shown(latest map[[4]string]evaluate.Answer) [][4]string {
 		return all
 	}
 	slices.SortFunc(all, func(a, b [4]string) int {
-		if latest[a].Failed != latest[b].Failed {
-			return int(truth(latest[a].Failed)) - int(truth(latest[b].Failed))
+		if latest[a].Known != latest[b].Known {
+			return int(truth(latest[b].Known)) - int(truth(latest[a].Known))
 		}
 		return slices.Compare(a[:], b[:])
 	})

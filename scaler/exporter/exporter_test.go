@@ -59,7 +59,8 @@ func newLab(t testing.TB) *lab {
 	l.fleet = fleet.New(l.node)
 	l.devices, l.kubelet = l.node.Connect(), l.node.Connect()
 	l.handler = Handler(Options{
-		Node: "node-1", Version: "v1", Fleet: l.fleet, Meter: m, Triggers: &l.triggers, Workloads: workloads{}, StaleAfter: 10 * time.Second,
+		Node: "node-1", Version: "v1", Fleet: l.fleet, Meter: m, Triggers: &l.triggers, Workloads: workloads{},
+		StaleAfter: 10 * time.Second, AttributionStaleAfter: 2 * time.Minute,
 	})
 	return l
 }
@@ -264,6 +265,25 @@ func TestFront(t *testing.T) {
 	assert.Equal(t, []float64{1, 1}, []float64{heard, unheard})
 	for name := range all {
 		assert.NotContains(t, name, "_gpu_")
+	}
+}
+
+// What a GPU has used stays when it is lost after its place was empty; who holds it is
+// not shown for longer than the kubelet's word is good.
+func TestLostAndOld(t *testing.T) {
+	l := newLab(t)
+	everything(l)
+	l.say(59500*time.Millisecond, gpu(1, 0, 300, 900))
+	l.say(59600*time.Millisecond, snapshot.Device{ID: "GPU-0", Vendor: "nvidia", Error: "GPU is lost"}, gpu(1, 0, 300, 900))
+	joules, n := sum(l.families()["gpuscaler_gpu_energy_joules_total"], "uuid", "GPU-0")
+	assert.Equal(t, 1, n)
+	assert.InDelta(t, 601, joules, 1e-4)
+
+	old := newLab(t)
+	old.start = time.Now().Add(-3 * time.Minute) // of the kubelet's word
+	everything(old)
+	for name := range old.families() {
+		assert.NotContains(t, name, "_share_ratio")
 	}
 }
 

@@ -2,10 +2,12 @@ package externalscaler
 
 import (
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
 	pb "github.com/kedacore/keda/v2/pkg/scalers/externalscaler"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"gpuscaler/scaler/evaluate"
 	"gpuscaler/scaler/replicas"
@@ -70,28 +72,13 @@ func (j *journal) note(ref *pb.ScaledObjectRef, t *trigger.Trigger, d *evaluate.
 	if err == nil && d.Replicas != nil {
 		now.replicas, now.rule = d.Replicas.Desired, d.Replicas.Reason
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	known, again := j.last[key]
-	if !again {
-		if len(j.last) >= journalled {
-			clear(j.last)
-		}
-		known = &noted{answer: evaluate.Answer{
-			Namespace: key.namespace, Name: key.name, MetricName: key.metricName, Metric: key.metric, Target: key.target,
-		}}
-		j.last[key] = known
+	if !possible(ref) {
+		return
 	}
-	if err != nil {
-		known.answer.Take(nil, time.Now())
-	} else {
-		known.answer.Take(d, time.Now())
-	}
-	before := known.said
+	before, again := j.take(key, now, d)
 	if again && before == now {
 		return
 	}
-	known.said = now
 	log := j.log.With("namespace", key.namespace, "name", key.name, "metric", key.metric, "target", key.target)
 	switch {
 	case err != nil && !again: // of a name that may be made up
@@ -101,4 +88,41 @@ func (j *journal) note(ref *pb.ScaledObjectRef, t *trigger.Trigger, d *evaluate.
 	case now.replicas >= 0 || now.gaps > 0 || again && (before.failed || before.gaps != now.gaps):
 		log.Info("decision", "is", d)
 	}
+}
+
+// take remembers what was said, and returns what was before.
+func (j *journal) take(key triggerKey, now said, d *evaluate.Decision) (before said, again bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	known, again := j.last[key]
+	if !again {
+		j.makeRoom()
+		known = &noted{answer: evaluate.Answer{
+			Namespace: key.namespace, Name: key.name, MetricName: key.metricName, Metric: key.metric, Target: key.target,
+		}}
+		j.last[key] = known
+	}
+	if now.failed {
+		d = nil
+	}
+	known.answer.Take(d, time.Now())
+	before, known.said = known.said, now
+	return before, again
+}
+
+// makeRoom drops the names of no workload when there are too many, and then all.
+func (j *journal) makeRoom() {
+	if len(j.last) < journalled {
+		return
+	}
+	maps.DeleteFunc(j.last, func(_ triggerKey, t *noted) bool { return !t.answer.Known })
+	if len(j.last) >= journalled {
+		clear(j.last)
+	}
+}
+
+// possible says whether an object may have these names, which a caller makes up: they
+// are kept.
+func possible(ref *pb.ScaledObjectRef) bool {
+	return len(ref.GetNamespace()) <= validation.DNS1123LabelMaxLength && len(ref.GetName()) <= validation.DNS1123SubdomainMaxLength
 }

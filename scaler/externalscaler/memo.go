@@ -60,7 +60,7 @@ func (m *memo) get(ref *pb.ScaledObjectRef, t *trigger.Trigger, w *evaluate.Work
 		return known.decision, nil
 	}
 	d, err := decide(now)
-	if err == nil && len(d.Pods)+len(d.Used) >= large && (settled || d.Gaps() == 0) {
+	if err == nil && possible(ref) && len(d.Pods)+len(d.Used) >= large && (settled || d.Gaps() == 0) {
 		fresh.decision, fresh.until = d.Brief(), earlier(now.Add(keep), d.Until)
 		m.put(k, fresh)
 	}

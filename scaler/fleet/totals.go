@@ -37,6 +37,8 @@ type total struct {
 	counter float64 // its last reading
 	counted bool    // there is one
 	counts  bool    // it has advanced: then it alone is right
+	assumed float64 // what readings added beside a counter that has not advanced yet
+	blind   int64   // of sum, what the counter grew by over gaps
 }
 
 // add takes a reading of the metric at t, which stands for the time since the one
@@ -44,6 +46,7 @@ type total struct {
 func (s *total) add(t time.Duration, v float64, gap time.Duration) {
 	if d := t - s.at; s.known && d > 0 && d <= gap && v > 0 {
 		s.grow(v * d.Seconds())
+		s.assumed += v * d.Seconds()
 	}
 	s.known, s.at = true, t
 }
@@ -51,50 +54,70 @@ func (s *total) add(t time.Duration, v float64, gap time.Duration) {
 // count takes a reading of the counter that has the integral itself. It spans gaps;
 // one that began anew has what it says since then, and one that is higher than
 // the metric's most allows has begun anew, too.
-func (s *total) count(t time.Duration, v float64, m *snapshot.Metric) {
-	before, first := s.counter, !s.counted
-	seconds := (t - s.at).Seconds()
+func (s *total) count(t time.Duration, v float64, m *snapshot.Metric, gap time.Duration) {
+	before, first, span := s.counter, !s.counted, t-s.at
 	s.counter, s.counted, s.known, s.at = v, true, true, t
 	grown := v - before
 	switch {
 	case first:
+		s.assumed = 0
 		return
 	case grown < 0:
 		grown = v
 	}
-	if grown > 0 && grown <= m.Max*m.Counter.PerUnitSecond*max(seconds, 1) {
+	if grown <= 0 || grown > m.Max*m.Counter.PerUnitSecond*max(span.Seconds(), 1) {
+		return
+	}
+	grown /= m.Counter.PerUnitSecond
+	if !s.counts {
 		s.counts = true
-		s.grow(grown / m.Counter.PerUnitSecond)
+		grown -= min(grown, s.assumed) // is in there already
+	}
+	was := s.sum
+	s.grow(grown)
+	if span > gap {
+		s.blind += s.sum - was
 	}
 }
 
 func (s *total) grow(by float64) {
 	fine := by*Fine + s.rest
 	whole := math.Floor(fine)
+	if whole > math.MaxInt64/2-float64(s.sum) { // a writer that exaggerates, or years
+		return
+	}
 	s.sum += int64(whole)
 	s.rest = fine - whole
 }
 
 // integrate adds a reading, taken t after the start, to the device's totals.
 func (d *device) integrate(in *snapshot.Device, t, gap time.Duration) {
+	if in.Error != "" { // its counters may go on
+		return
+	}
 	for i, name := range Integrated {
 		s := &d.totals[i]
 		m, _ := snapshot.Lookup(name)
 		if m.Counter != nil {
 			c, ok := in.Counters[m.Counter.Name]
 			if ok {
-				at := s.at
-				s.count(t, c, &m)
+				at, known := s.at, s.known
+				s.count(t, c, &m, gap)
 				if s.counts {
 					continue
 				}
-				s.at = at // until it advances, readings do
+				s.at, s.known = at, known // until it advances, readings do
 			} else if _, failed := in.Failed[name]; !failed {
 				s.counted, s.counts = false, false // it is no more
 			}
 		}
-		if v, ok := in.Values[name]; ok && !s.counts {
+		v, ok := in.Values[name]
+		_, failed := in.Failed[name]
+		switch {
+		case ok && !s.counts:
 			s.add(t, v, gap)
+		case !ok && !failed && !s.counts:
+			s.known = false // the device has it no more
 		}
 	}
 }
@@ -104,4 +127,5 @@ func (d *device) publishTotals() {
 	for i := range d.totals {
 		d.public.Totals[i], d.public.HasTotal[i] = d.totals[i].sum, d.totals[i].known
 	}
+	d.public.Blind = d.totals[Power].blind
 }

@@ -6,7 +6,6 @@
 package meter
 
 import (
-	"slices"
 	"sync"
 	"time"
 
@@ -79,10 +78,11 @@ type series struct {
 
 // device is what a device had when it was last looked at, and all that it has had.
 type device struct {
-	last fleet.Totals
-	sum  fleet.Totals
-	is   *fleet.Device
-	seen time.Time
+	last  fleet.Totals
+	blind int64
+	sum   fleet.Totals
+	is    *fleet.Device
+	seen  time.Time
 }
 
 // holder is a pod's part in a device, of so many.
@@ -107,15 +107,20 @@ func (m *Meter) Observe(n *fleet.Node, now time.Time) {
 	known := n.PodsKnown && !n.Allocated.IsZero() && now.Sub(n.Allocated) <= m.staleAfter
 	// Somebody whom nobody knows holds something that nobody knows.
 	strangers := len(n.Strangers) > 0 || n.ClaimsUnknown
+	split := splitByInstances(n)
 	for _, d := range n.Devices {
-		grown := m.grown(d)
+		grown, blind := m.grown(d)
 		if grown == (fleet.Totals{}) {
 			continue
 		}
 		idle := grown[fleet.Power] > 0 && m.idle(n, d, grown)
 		for i, by := range grown {
-			if by == 0 || splitByInstances(n, d, i) {
+			if by == 0 || (d.Parent == "" && split[d.ID][i]) {
 				continue
+			}
+			if i == fleet.Power { // whoever held it then, and whether it was idle
+				m.unknown[i] += blind
+				by -= blind
 			}
 			holders := m.holders[d.ID]
 			switch {
@@ -132,16 +137,16 @@ func (m *Meter) Observe(n *fleet.Node, now time.Time) {
 	}
 	for _, d := range n.Devices {
 		known := m.devices[d.ID]
-		known.last, known.is, known.seen = d.Totals, d, now
+		known.last, known.blind, known.is, known.seen = d.Totals, d.Blind, d, now
 	}
 	if now.Sub(m.swept) >= sweepEvery || len(m.devices) > maxDevices {
 		m.sweep(now)
 	}
 }
 
-// grown is by what a device has grown. One that was forgotten, and found again, has
-// begun anew.
-func (m *Meter) grown(d *fleet.Device) (by fleet.Totals) {
+// grown is by what a device has grown, and how much of the energy it has used unseen.
+// One that was forgotten, and found again, has begun anew.
+func (m *Meter) grown(d *fleet.Device) (by fleet.Totals, blind int64) {
 	known := m.devices[d.ID]
 	if known == nil {
 		known = &device{}
@@ -154,19 +159,25 @@ func (m *Meter) grown(d *fleet.Device) (by fleet.Totals) {
 		}
 		known.sum[i] += by[i]
 	}
-	return by
+	if blind = d.Blind - known.blind; blind < 0 {
+		blind = d.Blind
+	}
+	return by, blind
 }
 
 // idle says whether a GPU did nothing while it grew: none of its instances, if it has
 // any. Where utilization is not read that is not known, and it counts as busy.
 func (m *Meter) idle(n *fleet.Node, gpu *fleet.Device, grown fleet.Totals) bool {
-	reads := gpu.HasTotal[fleet.Utilization]
+	reads := readsUtilization(gpu)
 	if reads && grown[fleet.Utilization] > 0 {
 		return false
 	}
 	for _, d := range n.Devices {
-		if d.Parent != gpu.ID || !d.HasTotal[fleet.Utilization] {
+		if d.Parent != gpu.ID {
 			continue
+		}
+		if !readsUtilization(d) {
+			return false
 		}
 		reads = true
 		if before := m.devices[d.ID]; before == nil || d.Totals[fleet.Utilization] != before.last[fleet.Utilization] {
@@ -176,10 +187,30 @@ func (m *Meter) idle(n *fleet.Node, gpu *fleet.Device, grown fleet.Totals) bool 
 	return reads
 }
 
-// splitByInstances says whether a GPU's instances tell of this themselves, so that it
+// readsUtilization says whether it was read this time.
+func readsUtilization(d *fleet.Device) bool {
+	_, ok := d.Value(fleet.Integrated[fleet.Utilization], 0)
+	return ok
+}
+
+// splitByInstances are the GPUs whose instances tell of something themselves, so that it
 // would count twice.
-func splitByInstances(n *fleet.Node, gpu *fleet.Device, i int) bool {
-	return gpu.Parent == "" && slices.ContainsFunc(n.Devices, func(d *fleet.Device) bool { return d.Parent == gpu.ID && d.HasTotal[i] })
+func splitByInstances(n *fleet.Node) map[string][len(fleet.Integrated)]bool {
+	var split map[string][len(fleet.Integrated)]bool
+	for _, d := range n.Devices {
+		if d.Parent == "" {
+			continue
+		}
+		if split == nil {
+			split = map[string][len(fleet.Integrated)]bool{}
+		}
+		has := split[d.Parent]
+		for i := range has {
+			has[i] = has[i] || d.HasTotal[i]
+		}
+		split[d.Parent] = has
+	}
+	return split
 }
 
 // share divides what a device has grown by between those who hold it: equally, with

@@ -209,6 +209,78 @@ func TestAddsUp(t *testing.T) {
 	assert.Positive(t, reading.Expired[fleet.Power])
 }
 
+// sample is one of a GPU that a pod holds.
+func (l *lab) sample(second int, values map[string]float64, joules float64, change ...func(*snapshot.Device)) {
+	l.Helper()
+	d := snapshot.Device{ID: "GPU-0", Vendor: "nvidia", Values: values, Counters: map[string]float64{"energy_joules": joules}}
+	for _, c := range change {
+		c(&d)
+	}
+	l.at = time.Duration(second) * time.Second
+	l.hold(map[[3]string][]string{{"a", "llm", "llm-1"}: {"GPU-0"}})
+	l.play(&snapshot.Sample{Writer: "w", Elapsed: l.at, Devices: []snapshot.Device{d}})
+}
+
+func busy() map[string]float64 {
+	return map[string]float64{"gpu_utilization": 90, "power_draw": 700}
+}
+
+// What was used while nothing was read is not lost, nobody's, and not idle.
+func TestGap(t *testing.T) {
+	l := newLab(t)
+	l.sample(1, busy(), 1000)
+	l.sample(2, busy(), 1700)
+	l.sample(62, busy(), 43700) // the sidecar was away
+	l.sample(63, busy(), 44400)
+	r := l.addsUp(fleet.Power)
+	require.Len(t, r.Workloads, 1)
+	assert.InDelta(t, 1400, joulesOf(r.Workloads[0].Totals), 0.01)
+	assert.InDelta(t, 42000, joulesOf(r.Unknown), 0.01)
+	assert.Zero(t, r.Workloads[0].Idle)
+}
+
+// A device that cannot be read for a while goes on with its counter.
+func TestErrorKeepsTheCounter(t *testing.T) {
+	l := newLab(t)
+	l.sample(1, busy(), 1000)
+	l.sample(2, busy(), 1700)
+	for second := 3; second < 8; second++ {
+		l.sample(second, nil, 0, func(d *snapshot.Device) { d.Counters, d.Error = nil, "not found" })
+	}
+	l.sample(8, busy(), 5900)
+	r := l.addsUp(fleet.Power)
+	assert.InDelta(t, 4900, joulesOf(r.Workloads[0].Totals), 0.01)
+}
+
+// Idle is what was read as such: not a utilization that cannot be.
+func TestIdle(t *testing.T) {
+	l := newLab(t)
+	idle := map[string]float64{"gpu_utilization": 0, "power_draw": 70}
+	l.sample(1, idle, 1000)
+	l.sample(2, idle, 1070)
+	l.sample(3, busy(), 1770)
+	l.sample(4, map[string]float64{"power_draw": 700}, 2470, func(d *snapshot.Device) { d.Failed = map[string]string{"gpu_utilization": "no"} })
+	l.sample(5, map[string]float64{"power_draw": 700}, 3170) // it has none any more
+	r := l.addsUp(fleet.Power)
+	assert.InDelta(t, 2170, joulesOf(r.Workloads[0].Totals), 0.01)
+	assert.InDelta(t, 70, float64(r.Workloads[0].Idle)/fleet.Fine, 0.01)
+	assert.False(t, r.Devices[0].Device.HasTotal[fleet.Utilization])
+}
+
+// Nothing is made up for the time before the first reading, nor counted twice when a
+// counter advances late.
+func TestBeginning(t *testing.T) {
+	l := newLab(t)
+	l.sample(6, busy(), 1000)
+	r := l.addsUp(fleet.Power)
+	assert.Zero(t, joulesOf(r.Devices[0].Totals))
+	l.sample(7, busy(), 1000) // stands still
+	l.sample(8, busy(), 2400)
+	l.sample(9, busy(), 3100)
+	r = l.addsUp(fleet.Power)
+	assert.InDelta(t, 2100, joulesOf(r.Devices[0].Totals), 0.01)
+}
+
 // A writer that makes up new devices in each sample costs no more than so many, and
 // all of their energy is still somewhere.
 func TestDevicesAreBounded(t *testing.T) {
