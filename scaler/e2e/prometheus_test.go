@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -19,8 +18,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v2"
-
-	"gpuscaler/shared/fixture"
 )
 
 const (
@@ -97,18 +94,7 @@ func load(t *testing.T, name string) (f ruleFile) {
 // its legend names.
 func TestPrometheus(t *testing.T) {
 	prometheus := installed(t, "prometheus")
-	recording, err := fixture.Load("../../testdata/two-60-80.csv")
-	require.NoError(t, err)
-	c := &cluster{}
-	for _, d := range recording.Samples[0].Devices {
-		c.gpus = append(c.gpus, d.ID)
-	}
-	server := httptest.NewServer(c)
-	t.Cleanup(server.Close)
-	n := startNode(t, "two-60-80.csv", "--kubeconfig", kubeconfig(t, server.URL))
-	serveKubelet(t, c, n.dir+"/kubelet.sock")
-	start(t, nil, bin+"/scaler", "podresources", "--socket", n.socket, "--kubelet-socket", n.dir+"/kubelet.sock", "--interval=1s")
-
+	n, _ := startInCluster(t)
 	address := freeAddress(t)
 	folder, err := filepath.Abs(rules)
 	require.NoError(t, err)

@@ -109,10 +109,10 @@ func (c *cluster) List(ctx context.Context, _ *podresourcesv1.ListPodResourcesRe
 	return answer, nil
 }
 
-// TestNobodyWaitsForTheCluster: with API server and kubelet hanging, which is
-// worse than down, every call is answered at once: by what was known, then with
-// what is missing; and with the number again when they are back.
-func TestNobodyWaitsForTheCluster(t *testing.T) {
+// startInCluster starts a node of two GPUs, at 60 and 80 %, that default/llm holds, with
+// the reader of the kubelet. Flags are the scaler's.
+func startInCluster(t *testing.T, flags ...string) (*node, *cluster) {
+	t.Helper()
 	recording, err := fixture.Load("../../testdata/two-60-80.csv")
 	require.NoError(t, err)
 	c := &cluster{}
@@ -121,11 +121,18 @@ func TestNobodyWaitsForTheCluster(t *testing.T) {
 	}
 	server := httptest.NewServer(c)
 	t.Cleanup(server.Close) // after the scaler, which watches, has ended
-	defer c.open()
-	n := startNode(t, "two-60-80.csv", "--kubeconfig", kubeconfig(t, server.URL), "--stale-after=2s", "--attribution-stale-after=6s")
+	t.Cleanup(c.open)
+	n := startNode(t, "two-60-80.csv", append([]string{"--kubeconfig", kubeconfig(t, server.URL)}, flags...)...)
 	serveKubelet(t, c, n.dir+"/kubelet.sock")
 	start(t, nil, bin+"/scaler", "podresources", "--socket", n.socket, "--kubelet-socket", n.dir+"/kubelet.sock", "--interval=1s")
+	return n, c
+}
 
+// TestNobodyWaitsForTheCluster: with API server and kubelet hanging, which is
+// worse than down, every call is answered at once: by what was known, then with
+// what is missing; and with the number again when they are back.
+func TestNobodyWaitsForTheCluster(t *testing.T) {
+	n, c := startInCluster(t, "--stale-after=2s", "--attribution-stale-after=6s")
 	ref := n.ref(map[string]string{"targetValue": "75", "window": "0s"})
 	ask := func() (float64, error) {
 		began := time.Now()

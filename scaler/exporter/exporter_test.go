@@ -251,6 +251,22 @@ func TestTriggers(t *testing.T) {
 	assert.InDelta(t, 3, known, 0)
 }
 
+// Names that callers make up do not take the place of a trigger of a known workload,
+// which has no answer just now.
+func TestTriggersAreBounded(t *testing.T) {
+	l := newLab(t)
+	for i := range 3 * maxTriggers {
+		l.triggers = append(l.triggers, evaluate.Answer{Namespace: "a", Name: fmt.Sprint("made-up-", i), MetricName: "m", Target: 80, Replicas: -1, At: time.Now()})
+	}
+	l.triggers = append(l.triggers, evaluate.Answer{Namespace: "shop", Name: "real", MetricName: "m", Target: 80, Known: true, Failed: true, At: time.Now()})
+	f := l.families()
+	_, n := sum(f["gpuscaler_trigger_target"])
+	assert.Equal(t, maxTriggers, n)
+	failing, n := sum(f["gpuscaler_trigger_failing"], "namespace", "shop", "scaledobject", "real")
+	assert.Equal(t, 1, n)
+	assert.InDelta(t, 1, failing, 0)
+}
+
 // A front has no node: it shows triggers and peers alone.
 func TestFront(t *testing.T) {
 	f := fleet.New(nil)

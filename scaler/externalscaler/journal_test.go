@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	pb "github.com/kedacore/keda/v2/pkg/scalers/externalscaler"
 	"github.com/stretchr/testify/assert"
@@ -69,6 +70,38 @@ func TestJournalHasWhatChanges(t *testing.T) {
 		note(&pb.ScaledObjectRef{Namespace: "shop", Name: fmt.Sprint("made-up-", i)}, 0, away)
 	}
 	assert.LessOrEqual(t, len(j.last), journalled)
+	assert.Empty(t, note(llm, 5, nil), "names of no workload do not push out one that is known")
+
+	before := len(j.last)
+	for _, ref := range []*pb.ScaledObjectRef{{Namespace: strings.Repeat("n", 64), Name: "llm"}, {Namespace: "shop", Name: strings.Repeat("n", 254)}} {
+		note(ref, 5, nil)
+	}
+	assert.Len(t, j.last, before, "names that no object can have are not kept")
+}
+
+// What KEDA was told last, for those who watch.
+func TestAnswers(t *testing.T) {
+	j := newJournal((&lines{}).logger())
+	tr, err := trigger.Parse(metadata{"targetValue": "50"}, profiles.Builtin())
+	require.NoError(t, err)
+	ref := &pb.ScaledObjectRef{Namespace: "shop", Name: "llm"}
+	began := time.Now()
+	j.note(ref, &tr, &evaluate.Decision{Value: 160, Active: true, Replicas: &replicas.Decision{Desired: 4, Counting: 2, Starting: 1, Missing: 1}}, nil)
+	told := j.answers(began.Add(-time.Second))
+	require.Len(t, told, 1)
+	share, ok := told[0].Coverage()
+	assert.True(t, ok)
+	assert.InDelta(t, 0.75, share, 0)
+	assert.False(t, told[0].At.Before(began))
+	told[0].At = time.Time{}
+	want := evaluate.Answer{Namespace: "shop", Name: "llm", MetricName: tr.MetricName, Metric: "gpu_utilization", Target: 50, Value: 160, Active: true, Replicas: 4, Of: 4, Missing: 1, Known: true}
+	assert.Equal(t, want, told[0])
+
+	j.note(ref, &tr, &evaluate.Decision{}, errors.New("gone"))
+	told = j.answers(began.Add(-time.Second))
+	require.Len(t, told, 1)
+	assert.True(t, told[0].Failed && told[0].Known && told[0].Value == 0 && told[0].Replicas == -1)
+	assert.Empty(t, j.answers(time.Now().Add(time.Second)), "nobody has asked since")
 }
 
 // TestJournalOfANode: without a workload the number changes all the time; only

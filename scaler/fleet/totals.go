@@ -34,11 +34,14 @@ type total struct {
 	at      time.Duration
 	sum     int64
 	rest    float64 // that is too little for a unit yet
-	counter float64 // its last reading
-	counted bool    // there is one
-	counts  bool    // it has advanced: then it alone is right
 	assumed float64 // what readings added beside a counter that has not advanced yet
 	blind   int64   // of sum, what the counter grew by over gaps
+
+	// The counter, where there is one.
+	counter   float64 // its last reading
+	counterAt time.Duration
+	counted   bool // there is one
+	counts    bool // it has advanced: then it alone is right
 }
 
 // add takes a reading of the metric at t, which stands for the time since the one
@@ -55,8 +58,8 @@ func (s *total) add(t time.Duration, v float64, gap time.Duration) {
 // one that began anew has what it says since then, and one that is higher than
 // the metric's most allows has begun anew, too.
 func (s *total) count(t time.Duration, v float64, m *snapshot.Metric, gap time.Duration) {
-	before, first, span := s.counter, !s.counted, t-s.at
-	s.counter, s.counted, s.known, s.at = v, true, true, t
+	before, first, span := s.counter, !s.counted, t-s.counterAt
+	s.counter, s.counterAt, s.counted = v, t, true
 	grown := v - before
 	switch {
 	case first:
@@ -69,6 +72,7 @@ func (s *total) count(t time.Duration, v float64, m *snapshot.Metric, gap time.D
 		return
 	}
 	grown /= m.Counter.PerUnitSecond
+	s.known = true
 	if !s.counts {
 		s.counts = true
 		grown -= min(grown, s.assumed) // is in there already
@@ -101,12 +105,10 @@ func (d *device) integrate(in *snapshot.Device, t, gap time.Duration) {
 		if m.Counter != nil {
 			c, ok := in.Counters[m.Counter.Name]
 			if ok {
-				at, known := s.at, s.known
-				s.count(t, c, &m, gap)
-				if s.counts {
+				if s.count(t, c, &m, gap); s.counts {
+					s.at = t // where readings go on if it ends
 					continue
 				}
-				s.at, s.known = at, known // until it advances, readings do
 			} else if _, failed := in.Failed[name]; !failed {
 				s.counted, s.counts = false, false // it is no more
 			}

@@ -214,8 +214,7 @@ func splitByInstances(n *fleet.Node) map[string][len(fleet.Integrated)]bool {
 }
 
 // share divides what a device has grown by between those who hold it: equally, with
-// what does not divide to the first. The part of holders that are not known is known
-// to be no one's.
+// what does not divide to the first. Holders that are not known have their part, too.
 func (m *Meter) share(holders []holder, i int, by int64, idle bool, now time.Time) {
 	of := int64(max(holders[0].holders, len(holders)))
 	part, rest := by/of, by%of

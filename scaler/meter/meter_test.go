@@ -281,6 +281,24 @@ func TestBeginning(t *testing.T) {
 	assert.InDelta(t, 2100, joulesOf(r.Devices[0].Totals), 0.01)
 }
 
+// A counter is enough, whenever its device is found: power may not be readable.
+func TestCounterAlone(t *testing.T) {
+	l := newLab(t)
+	utilization := map[string]float64{"gpu_utilization": 90}
+	l.sample(100, utilization, 1000)
+	l.sample(101, utilization, 1700)
+	l.sample(102, utilization, 2400)
+	r := l.addsUp(fleet.Power)
+	assert.InDelta(t, 1400, joulesOf(r.Workloads[0].Totals), 0.01)
+	assert.Zero(t, r.Unknown[fleet.Power])
+
+	l.sample(103, busy(), 3100)
+	l.sample(104, busy(), 0, func(d *snapshot.Device) { d.Counters = nil }) // it is no more
+	l.sample(105, busy(), 0, func(d *snapshot.Device) { d.Counters = nil })
+	r = l.addsUp(fleet.Power)
+	assert.InDelta(t, 3500, joulesOf(r.Workloads[0].Totals), 0.01)
+}
+
 // A writer that makes up new devices in each sample costs no more than so many, and
 // all of their energy is still somewhere.
 func TestDevicesAreBounded(t *testing.T) {
