@@ -1,9 +1,12 @@
 package realnode
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"gpuscaler/deploy/e2e/namespaces"
 	"gpuscaler/deploy/e2e/process"
@@ -43,6 +46,24 @@ nodeStatusReportFrequency: 1s
 registerWithTaints:
 - {key: nvidia.com/gpu, value: present, effect: NoSchedule}
 `
+
+// kubeletRoot is the kubelet's folder.
+const kubeletRoot = "/var/lib/kubelet"
+
+// mountKubeletRoot gives the kubelet a file system of its own. It looks once, at
+// its start, for how much room its folder has, and cAdvisor answers for
+// whichever mount of the same file system a map yields first. While containerd
+// reads an image in, that may be one that is gone a moment later: the node then
+// offers no ephemeral storage for as long as the kubelet runs.
+func (n *Node) mountKubeletRoot(context.Context) error {
+	if err := os.MkdirAll(kubeletRoot, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", kubeletRoot, "tmpfs", 0, "mode=755"); err != nil {
+		return fmt.Errorf("mounting the kubelet's folder: %w", err)
+	}
+	return nil
+}
 
 // startKubelet starts the kubelet, which registers the node with the label and
 // the taint that GPU nodes have.

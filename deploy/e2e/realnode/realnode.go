@@ -95,7 +95,7 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 	}
 	started := time.Now()
 	for _, step := range []func(context.Context) error{
-		n.installDriver, n.startContainerd, n.startKubernetes, n.waitReady,
+		n.installDriver, n.mountKubeletRoot, n.startContainerd, n.startKubernetes, n.waitReady,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, err

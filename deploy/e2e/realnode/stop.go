@@ -21,7 +21,7 @@ import (
 )
 
 // folders are what the node fills, all of the namespaces' own.
-var folders = []string{"/var/lib/kubelet", "/var/lib/cni", "/var/lib/containerd", containerdState, "/run/netns", "/run/nvidia"}
+var folders = []string{kubeletRoot, "/var/lib/cni", "/var/lib/containerd", containerdState, "/run/netns", "/run/nvidia"}
 
 // Stop ends the node and everything on it, at once: its pods are not asked to
 // end. Another may be started afterwards. The cluster keeps the Node object.
@@ -76,7 +76,7 @@ func killShims() error {
 	}
 }
 
-// unmount removes all mounts below the node's folders, the last one first.
+// unmount removes all mounts of the node's folders, the last one first.
 func unmount() error {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -87,7 +87,7 @@ func unmount() error {
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		point := strings.Fields(lines.Text())[4]
 		for _, folder := range folders {
-			if strings.HasPrefix(point, folder+"/") {
+			if point == folder || strings.HasPrefix(point, folder+"/") {
 				mounts = append(mounts, point)
 			}
 		}
