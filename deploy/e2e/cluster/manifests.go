@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -27,7 +29,7 @@ func (c *Cluster) Apply(ctx context.Context, manifests string) error {
 
 // ApplyIn is Apply with a namespace for the objects that name none.
 func (c *Cluster) ApplyIn(ctx context.Context, namespace, manifests string) error {
-	objects, err := parse(manifests)
+	objects, err := Objects(manifests)
 	if err != nil {
 		return err
 	}
@@ -43,14 +45,18 @@ func (c *Cluster) ApplyIn(ctx context.Context, namespace, manifests string) erro
 }
 
 // AddTypes makes the API server know types of others whose programs do not run here,
-// e.g. "cert-manager".
-func (c *Cluster) AddTypes(ctx context.Context, of string) error {
-	return c.applyData(ctx, "types", of)
+// e.g. "podmonitors" of "prometheus-operator"; without a name all.
+func (c *Cluster) AddTypes(ctx context.Context, of string, names ...string) error {
+	return c.applyData(ctx, "types", of, names...)
 }
 
-// applyData applies the YAML files kept of a module.
-func (c *Cluster) applyData(ctx context.Context, module, name string) error {
+// applyData applies the YAML files kept of a module, or those of them that have
+// one of the texts in their names.
+func (c *Cluster) applyData(ctx context.Context, module, name string, only ...string) error {
 	files, err := c.o.Binaries.Data(module, name)
+	files = slices.DeleteFunc(files, func(file string) bool {
+		return len(only) > 0 && !slices.ContainsFunc(only, func(part string) bool { return strings.Contains(filepath.Base(file), part) })
+	})
 	if err == nil && len(files) == 0 {
 		err = fmt.Errorf("no data %s of %s", name, module)
 	}
@@ -79,8 +85,26 @@ func Kustomize(folder string) (string, error) {
 	return string(text), err
 }
 
-// parse reads YAML documents; empty ones are left out.
-func parse(manifests string) ([]*unstructured.Unstructured, error) {
+// Overlay renders the base in the folder deploy with components of it, as a
+// user's own kustomization does; further are lines of that. It is written into
+// dir.
+func Overlay(deploy, dir, further string, components ...string) (string, error) {
+	up, err := filepath.Rel(dir, deploy)
+	if err != nil {
+		return "", err
+	}
+	text := "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [" + up + "/base]\ncomponents:\n"
+	for _, component := range components {
+		text += "  - " + up + "/components/" + component + "\n"
+	}
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text+further), 0o600); err != nil {
+		return "", err
+	}
+	return Kustomize(dir)
+}
+
+// Objects reads YAML documents; empty ones are left out.
+func Objects(manifests string) ([]*unstructured.Unstructured, error) {
 	var objects []*unstructured.Unstructured
 	decoder := yaml.NewYAMLOrJSONDecoder(strings.NewReader(manifests), 4096)
 	for {

@@ -102,15 +102,7 @@ func overlay(t *testing.T, components ...string) string {
 // overlayWith is overlay with further lines of the kustomization.
 func overlayWith(t *testing.T, lines string, components ...string) string {
 	t.Helper()
-	dir := t.TempDir()
-	up, err := filepath.Rel(dir, filepath.Join(repo, "deploy"))
-	require.NoError(t, err)
-	text := "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [" + up + "/base]\ncomponents:\n"
-	for _, component := range components {
-		text += "  - " + up + "/components/" + component + "\n"
-	}
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text+lines), 0o600))
-	manifests, err := cluster.Kustomize(dir)
+	manifests, err := cluster.Overlay(deploy, t.TempDir(), lines, components...)
 	require.NoError(t, err)
 	return manifests
 }
