@@ -59,11 +59,15 @@ const keda = "github.com/kedacore/keda/v2"
 // definitions alone, without the programs.
 var types = module{name: "types", data: []data{
 	{name: "cert-manager", from: "github.com/cert-manager/cert-manager@v1.19.1", folders: []string{"deploy/crds"}},
+	{name: "prometheus-operator", from: "github.com/prometheus-operator/prometheus-operator@v0.93.0", folders: []string{"example/prometheus-operator-crd"}},
 }}
 
 // node is what a real node needs besides: an older kubelet, that takes the
 // containerd of distributions.
 var node = module{name: "kubelet"}
+
+// charts is what installs our chart.
+var charts = module{name: "helm"}
 
 // Set is where the built programs are.
 type Set struct {
@@ -93,6 +97,8 @@ type Options struct {
 	Cache string
 	// RealNode adds what a real node needs.
 	RealNode bool
+	// Helm adds the program helm.
+	Helm bool
 	// Progress is told what is going on; it may take a while.
 	Progress func(string)
 }
@@ -108,6 +114,9 @@ func Build(ctx context.Context, o Options) (*Set, error) {
 	wanted := slices.Concat(modules, []module{types})
 	if o.RealNode {
 		wanted = append(wanted, node)
+	}
+	if o.Helm {
+		wanted = append(wanted, charts)
 	}
 	unlock, err := lock(ctx, root, o.Progress)
 	if err != nil {
@@ -140,7 +149,18 @@ func Build(ctx context.Context, o Options) (*Set, error) {
 
 // flags of "go build". Nobody debugs these programs: without DWARF they take a
 // tenth less of the time.
-var flags = []string{"-trimpath", "-ldflags=-s -w", "-gcflags=all=-dwarf=false"}
+var flags = []string{"-trimpath", "-gcflags=all=-dwarf=false"}
+
+// linked are the flags of the linker, with the version of Kubernetes that a
+// module has: without it an API server says that it is v0.0.0, which no chart
+// with a kubeVersion is installed on.
+const linked = "-ldflags=-s -w -X k8s.io/component-base/version.gitVersion=%s"
+
+// kubernetes is the version of Kubernetes in a module; empty where it has none.
+func kubernetes(ctx context.Context, source string) (string, error) {
+	out, err := run(ctx, source, "list", "-m", "-f", `{{if eq .Path "k8s.io/kubernetes"}}{{.Version}}{{end}}`, "all")
+	return strings.TrimSpace(out), err
+}
 
 // unfinished begins the names of folders that are being built.
 const unfinished = ".building-"
@@ -171,7 +191,7 @@ func cacheFolder(given string) (string, error) {
 // cacheKey changes with everything that changes the programs.
 func cacheKey(m module, source string) (string, error) {
 	h := sha256.New()
-	fmt.Fprintln(h, runtime.Version(), runtime.GOARCH, flags, m)
+	fmt.Fprintln(h, runtime.Version(), runtime.GOARCH, flags, linked, m)
 	for _, name := range []string{"go.mod", "go.sum"} {
 		text, err := os.ReadFile(filepath.Join(source, name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it has data alone
@@ -207,7 +227,11 @@ func build(ctx context.Context, m module, source, folder string) error {
 	if err != nil { // no programs
 		return os.Rename(work, folder)
 	}
-	arguments := append(append([]string{"build"}, flags...), "-o", work+"/")
+	version, err := kubernetes(ctx, source)
+	if err != nil {
+		return err
+	}
+	arguments := append(append([]string{"build"}, flags...), fmt.Sprintf(linked, version), "-o", work+"/")
 	if m.patch != (patch{}) {
 		modfile, err := m.patch.apply(ctx, source, filepath.Join(work, "src"))
 		if err != nil {
