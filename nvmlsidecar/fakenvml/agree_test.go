@@ -97,9 +97,22 @@ func (l *lab) compare(want *snapshot.Device) {
 	check(want.Values, "memory_used_mib", 1e-3, float64(memory.Used)/mib, ret)
 	energy, ret := d.GetTotalEnergyConsumption()
 	check(want.Counters, "energy_joules", 1e-3, float64(energy)/1000, ret)
-	fields := []nvml.FieldValue{{FieldId: nvml.FI_DEV_NVLINK_THROUGHPUT_DATA_RX, ScopeId: math.MaxUint32}}
+	fields := []nvml.FieldValue{
+		{FieldId: nvml.FI_DEV_NVLINK_THROUGHPUT_DATA_RX, ScopeId: math.MaxUint32},
+		{FieldId: nvml.FI_DEV_ECC_DBE_AGG_TOTAL}, {FieldId: nvml.FI_DEV_REMAPPED_PENDING},
+	}
 	require.Equal(l.t, nvml.SUCCESS, d.GetFieldValues(fields))
 	check(want.Counters, "nvlink_rx_bytes", 1024, float64(leUint64(fields[0].Value)*1024), nvml.Return(fields[0].NvmlReturn))
+	check(want.Counters, snapshot.ECCUncorrected, 1, float64(leUint64(fields[1].Value)), nvml.Return(fields[1].NvmlReturn))
+	states := map[string]float64{} // as NVML has them
+	for name, on := range want.States {
+		states[name] = map[bool]float64{true: 1}[on]
+	}
+	check(states, snapshot.RowRemapPending, 0, float64(leUint64(fields[2].Value)), nvml.Return(fields[2].NvmlReturn))
+	events, ret := d.GetCurrentClocksEventReasons()
+	for _, r := range snapshot.Throttles {
+		check(states, r.State(), 0, map[bool]float64{true: 1}[events&r.Bit != 0], ret)
+	}
 	processes, ret := d.GetComputeRunningProcesses()
 	require.Equal(l.t, nvml.SUCCESS, ret)
 	if mode, _, _ := d.GetMigMode(); mode == 0 { // else its instances' too

@@ -23,6 +23,7 @@ import (
 //	                             the device does not have, "!ERROR" for one that cannot be read
 //	time SECONDS                 stops the clock there, counted from the first sample; beyond the
 //	                             fixture's end it is the time in a later pass
+//	xid GPU NUMBER               one XID: each line is one event, told once
 //	migoff GPU                   MIG mode is off, instances are gone
 //
 // FUNCTION is the exact C name (nvmlDeviceGetMemoryInfo_v2). DEVICE is a GPU's

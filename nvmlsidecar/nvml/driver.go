@@ -1,5 +1,5 @@
 // Package nvml reads all GPUs of a node through NVML: the only code that is
-// linked against C. It calls getters only, never a function that changes
+// linked against C. It calls getters, and listens for XIDs: never a function that changes
 // anything. It knows neither sockets nor who wants the readings.
 //
 // What NVML demands of its callers, and how this package obeys:
@@ -63,20 +63,22 @@ type Driver struct {
 	open   sync.RWMutex
 	opened bool
 	gpus   []*gpu
+	events nvml.EventSet // of XIDs; nil: the driver tells of none
 
 	slowSymbol bool          // the driver has nvmlDeviceGetPcieThroughput
 	reopened   chan struct{} // there are new handles for ReadSlow
 	kernel     string        // version of the driver
 	library    string        // version of NVML
 
-	symbols    map[string]bool              // looked up so far: a process has one NVML for good
-	kept       map[string]*kept             // by device id
-	known      map[int]identity             // the last identity seen at each index
-	instances  map[string][]snapshot.Device // as last read, by their GPU's id
-	tried      time.Time                    // the last attempt to open
-	mismatched time.Time                    // since when the library has not fitted
-	trouble    string                       // why the driver has to be reopened, or ""
-	logged     string                       // the trouble that was logged last
+	symbols    map[string]bool               // looked up so far: a process has one NVML for good
+	kept       map[string]*kept              // by device id
+	xids       map[string]map[string]float64 // counted so far, by device id
+	known      map[int]identity              // the last identity seen at each index
+	instances  map[string][]snapshot.Device  // as last read, by their GPU's id
+	tried      time.Time                     // the last attempt to open
+	mismatched time.Time                     // since when the library has not fitted
+	trouble    string                        // why the driver has to be reopened, or ""
+	logged     string                        // the trouble that was logged last
 	topology   []string
 
 	readBusy, slowBusy atomic.Int64 // start of the call in progress, as clock has it, or 0
@@ -101,7 +103,7 @@ func New(library string, log *slog.Logger) *Driver {
 	return &Driver{
 		lib: nvml.New(options...), log: log, reopened: make(chan struct{}, 1),
 		symbols: map[string]bool{}, kept: map[string]*kept{}, known: map[int]identity{},
-		instances: map[string][]snapshot.Device{},
+		instances: map[string][]snapshot.Device{}, xids: map[string]map[string]float64{},
 	}
 }
 
@@ -122,6 +124,7 @@ func (d *Driver) Read(now time.Time) (*snapshot.Sample, error) {
 	// Not earlier: to open a driver can take far longer than to read it.
 	opened := time.Now()
 	s := &snapshot.Sample{Elapsed: opened.Sub(begun)}
+	d.hear()
 	for _, g := range d.gpus {
 		d.busy()
 		s.Devices = append(s.Devices, d.readGPU(g, now)...)
@@ -244,6 +247,7 @@ func (d *Driver) shutdown() {
 	if !d.opened {
 		return
 	}
+	d.deaf()
 	for _, g := range d.gpus {
 		g.free()
 	}
@@ -286,6 +290,7 @@ func (d *Driver) init(now time.Time) error {
 		d.gpus = append(d.gpus, d.enumerate(i))
 	}
 	d.identify()
+	d.listen()
 	return nil
 }
 

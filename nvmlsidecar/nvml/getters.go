@@ -44,7 +44,7 @@ var getters = []getter{
 			r.device.Counters["energy_joules"] = float64(millijoules) / 1000
 		}
 	}},
-	{"nvmlDeviceGetFieldValues", readNVLink},
+	{"nvmlDeviceGetFieldValues", readFields},
 	{"nvmlDeviceGetEncoderUtilization", func(h nvml.Device, r *reading) {
 		percent, _, ret := h.GetEncoderUtilization()
 		r.value("encoder_utilization", float64(percent), ret)
@@ -55,14 +55,21 @@ var getters = []getter{
 	}},
 }
 
-// readNVLink reads the data counters of all links together, in KiB.
-func readNVLink(h nvml.Device, r *reading) {
+// readFields reads the data counters of all NVLinks together, in KiB, and the
+// memory's errors, in one call.
+func readFields(h nvml.Device, r *reading) {
 	const allLinks = math.MaxUint32
 	fields := []nvml.FieldValue{
 		{FieldId: nvml.FI_DEV_NVLINK_THROUGHPUT_DATA_TX, ScopeId: allLinks},
 		{FieldId: nvml.FI_DEV_NVLINK_THROUGHPUT_DATA_RX, ScopeId: allLinks},
 	}
+	for _, f := range health {
+		fields = append(fields, nvml.FieldValue{FieldId: f.id})
+	}
 	ret := h.GetFieldValues(fields)
+	if ret == nvml.SUCCESS {
+		readMemoryHealth(fields[len(fields)-len(health):], r)
+	}
 	for i, metric := range []string{"nvlink_tx_mbps", "nvlink_rx_mbps"} {
 		m, _ := snapshot.Lookup(metric)
 		fieldRet := ret
@@ -141,6 +148,7 @@ func newReading(d snapshot.Device) *reading {
 	d.Values = map[string]float64{}
 	d.Counters = map[string]float64{}
 	d.Failed = map[string]string{}
+	d.States = map[string]bool{}
 	return &reading{device: d}
 }
 
@@ -163,11 +171,32 @@ func (r *reading) value(metric string, v float64, ret nvml.Return) {
 func (r *reading) failure(metric string, ret nvml.Return) {
 	switch {
 	case absent(ret):
-	case ret == nvml.ERROR_GPU_IS_LOST, ret == nvml.ERROR_RESET_REQUIRED, ret == nvml.ERROR_GPU_NOT_FOUND,
-		ret == nvml.ERROR_UNINITIALIZED, ret == nvml.ERROR_DRIVER_NOT_LOADED:
+	case lost(ret):
 		r.gone = name(ret)
 	default:
 		r.device.Failed[metric] = name(ret)
+	}
+}
+
+// lost says that the device as a whole cannot be read.
+func lost(ret nvml.Return) bool {
+	switch ret {
+	case nvml.ERROR_GPU_IS_LOST, nvml.ERROR_RESET_REQUIRED, nvml.ERROR_GPU_NOT_FOUND, nvml.ERROR_UNINITIALIZED, nvml.ERROR_DRIVER_NOT_LOADED:
+		return true
+	default:
+		return false
+	}
+}
+
+// whole is a field that is a whole number, however wide.
+func whole(f *nvml.FieldValue) (float64, bool) {
+	switch nvml.ValueType(f.ValueType) {
+	case nvml.VALUE_TYPE_UNSIGNED_INT:
+		return float64(binary.NativeEndian.Uint32(f.Value[:])), true
+	case nvml.VALUE_TYPE_UNSIGNED_LONG, nvml.VALUE_TYPE_UNSIGNED_LONG_LONG:
+		return float64(binary.NativeEndian.Uint64(f.Value[:])), true
+	default:
+		return 0, false
 	}
 }
 
@@ -185,7 +214,7 @@ func absent(ret nvml.Return) bool {
 // lost is the device without any value, in its place.
 func (r *reading) lost(why string) snapshot.Device {
 	d := r.device
-	d.Values, d.Counters, d.Failed, d.Processes = nil, nil, nil, nil
+	d.Values, d.Counters, d.States, d.Failed, d.Processes = nil, nil, nil, nil, nil
 	d.Error = why
 	return d
 }

@@ -97,6 +97,7 @@ func (d *Driver) readGPU(g *gpu, now time.Time) []snapshot.Device {
 		}
 	}
 	if r.gone == "" {
+		d.readClocks(g.handle, r)
 		d.readMemory(g.handle, r)
 		d.readProcesses(g.handle, r)
 	}
@@ -110,6 +111,7 @@ func (d *Driver) readGPU(g *gpu, now time.Time) []snapshot.Device {
 	if len(r.device.Values) == 0 && len(r.device.Failed) > 0 {
 		d.reopen(g, "nothing of it can be read")
 	}
+	d.addXIDs(&r.device)
 	var instances []snapshot.Device
 	if g.mig {
 		var err error
@@ -129,7 +131,9 @@ func (d *Driver) readGPU(g *gpu, now time.Time) []snapshot.Device {
 // lose reports a GPU that cannot be read, and with it the instances that it
 // had: they too keep their places.
 func (d *Driver) lose(g *gpu, r *reading, why string) []snapshot.Device {
-	return append([]snapshot.Device{r.lost(why)}, d.loseInstances(g, why)...)
+	gpu := r.lost(why)
+	d.addXIDs(&gpu)
+	return append([]snapshot.Device{gpu}, d.loseInstances(g, why)...)
 }
 
 // loseInstances reports the instances that the GPU had last as unreadable.

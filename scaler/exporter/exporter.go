@@ -177,6 +177,7 @@ func (s *scrape) device(d *fleet.Device) {
 	if d.MemoryTotalMiB > 0 {
 		s.gauge(s.memory, d.MemoryTotalMiB*(1<<20), labels...)
 	}
+	s.health(d, up, labels)
 	if up {
 		for metric, means := range d.Means().All() {
 			if q, ok := gauges[metric]; ok {

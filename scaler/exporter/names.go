@@ -65,6 +65,8 @@ type descs struct {
 	integrals                                 [len(fleet.Integrated)]*prometheus.Desc
 	custom                                    *prometheus.Desc
 	up, age, memory                           *prometheus.Desc
+	throttled, throttledTime                  *prometheus.Desc
+	rowPending, rowFailed, ecc, xids, xid     *prometheus.Desc
 	share                                     *prometheus.Desc
 	podGauges                                 map[string]*prometheus.Desc
 	podIntegrals                              map[int]*prometheus.Desc
@@ -84,10 +86,18 @@ func describe(node string) *descs {
 	}
 	d := &descs{
 		gauges: map[string]*prometheus.Desc{}, podGauges: map[string]*prometheus.Desc{}, podIntegrals: map[int]*prometheus.Desc{},
-		custom:     desc("device_custom", "A metric that a reader has defined itself, in a unit of its own.", append([]string{"metric"}, ofGPU...)...),
-		up:         desc("gpu_up", "1 if the GPU, or its instance, can be read and was read lately.", ofGPU...),
-		age:        desc("gpu_reading_age_seconds", "How long ago it was read.", ofGPU...),
-		memory:     desc("gpu_memory_size_bytes", "Memory there is.", ofGPU...),
+		custom:        desc("device_custom", "A metric that a reader has defined itself, in a unit of its own.", append([]string{"metric"}, ofGPU...)...),
+		up:            desc("gpu_up", "1 if the GPU, or its instance, can be read and was read lately.", ofGPU...),
+		age:           desc("gpu_reading_age_seconds", "How long ago it was read.", ofGPU...),
+		memory:        desc("gpu_memory_size_bytes", "Memory there is.", ofGPU...),
+		throttled:     desc("gpu_throttled", "1 if it runs slower than it could, for this reason.", append([]string{"reason"}, ofGPU...)...),
+		throttledTime: desc("gpu_throttled_seconds_total", "How long it was throttled for this reason.", append([]string{"reason"}, ofGPU...)...),
+		rowPending:    desc("gpu_row_remap_pending", "1 if a bad row of its memory is replaced at the next reset.", ofGPU...),
+		rowFailed:     desc("gpu_row_remap_failed", "1 if a bad row of its memory could not be replaced.", ofGPU...),
+		ecc:           desc("gpu_ecc_errors_total", "ECC errors of its memory over its life: corrected, uncorrected.", append([]string{"type"}, ofGPU...)...),
+		xids:          desc("gpu_xid_errors_total", "XIDs since its reader began, by what causes them: application, device.", append([]string{"cause"}, ofGPU...)...),
+		xid:           desc("gpu_xids_total", "XIDs of one number since its reader began.", append([]string{"xid"}, ofGPU...)...),
+
 		share:      desc("pod_gpu_share_ratio", "The pod's part in the GPU, or the instance: 1 if it holds it alone.", ofPod...),
 		energy:     desc("workload_energy_joules_total", "Energy used by what the workload's pods held.", ofWorkload...),
 		idleEnergy: desc("workload_idle_energy_joules_total", "The part of it that was used while nothing ran there.", ofWorkload...),

@@ -24,7 +24,7 @@ const (
 // weight is what a reported device costs to remember. What it has failed to
 // report for a while, and is remembered for, comes on top (see merge).
 func weight(in *snapshot.Device) int {
-	return 1 + len(in.Values) + len(in.Counters) + len(in.Failed)
+	return 1 + len(in.Values) + len(in.Counters) + len(in.Failed) + len(in.States)
 }
 
 // admit checks what must hold before anything of the sample is taken over, and

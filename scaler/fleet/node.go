@@ -80,6 +80,8 @@ type Device struct {
 	// tell of them.
 	Totals   Totals
 	HasTotal [len(Integrated)]bool
+	// Health is how it is otherwise; nil of peers' devices.
+	Health *Health
 	// Blind is the part of the energy that was used while nothing was read.
 	Blind int64
 

@@ -65,8 +65,12 @@ type Device struct {
 	// Values are the metrics by name, in the metric's unit. A metric that the
 	// device does not have is absent, never 0.
 	Values map[string]float64
-	// Counters are cumulative figures by name (see Counter).
+	// Counters are cumulative figures by name (see Counter), and errors that are
+	// counted (see XIDErrors).
 	Counters map[string]float64
+	// States are conditions by name (see Throttles): whether each holds. One that
+	// the device does not tell of is absent.
+	States map[string]bool
 	// Failed are the metrics that the device has but whose reading failed,
 	// with the reason.
 	Failed map[string]string
@@ -146,8 +150,8 @@ func (d *Device) validate() error {
 	if len(d.Processes) > MaxProcesses {
 		return fmt.Errorf("%d processes, at most %d are allowed", len(d.Processes), MaxProcesses)
 	}
-	if d.Error != "" && len(d.Values)+len(d.Counters) > 0 {
-		return fmt.Errorf("a device with an error (%s) cannot have values", d.Error)
+	if err := d.validateHealth(); err != nil {
+		return err
 	}
 	for _, mib := range []float64{d.MemoryTotalMiB, d.MemoryReservedMiB} {
 		if !(mib >= 0 && mib <= 1e9) {

@@ -95,6 +95,7 @@ func decode(frame []byte) (*snapshot.Sample, error) {
 const (
 	fieldDevices, fieldAllocation                         = protowire.Number(5), protowire.Number(6)
 	fieldValues, fieldCounters, fieldFailed, fieldProcess = protowire.Number(10), protowire.Number(11), protowire.Number(12), protowire.Number(14)
+	fieldStates                                           = protowire.Number(16)
 )
 
 // checkSize counts the devices of a frame, and what each repeats, without
@@ -114,13 +115,13 @@ func checkSize(frame []byte) error {
 		if devices++; devices > snapshot.MaxDevices {
 			return fmt.Errorf("more than %d devices", snapshot.MaxDevices)
 		}
-		var counts [fieldProcess + 1]int
+		var counts [fieldStates + 1]int
 		return eachField(body, func(field protowire.Number, _ []byte) error {
 			most := snapshot.MaxMetrics
 			switch field {
 			case fieldProcess:
 				most = snapshot.MaxProcesses
-			case fieldValues, fieldCounters, fieldFailed:
+			case fieldValues, fieldCounters, fieldFailed, fieldStates:
 			default:
 				return nil
 			}
@@ -182,7 +183,7 @@ func ToProto(s *snapshot.Sample) *Sample {
 			Id: d.ID, Vendor: d.Vendor, Model: d.Model,
 			Index: uint32(d.Index), Parent: d.Parent, Instance: uint32(d.Instance), Profile: d.Profile, //nolint:gosec // Validate bounds both
 			MemoryTotalMib: d.MemoryTotalMiB, MemoryReservedMib: d.MemoryReservedMiB,
-			Values: d.Values, Counters: d.Counters, Failed: d.Failed, Error: d.Error, File: d.File,
+			Values: d.Values, Counters: d.Counters, Failed: d.Failed, Error: d.Error, File: d.File, States: d.States,
 		}
 		for _, p := range d.Processes {
 			m.Devices[i].Processes = append(m.Devices[i].Processes, &Process{Pid: p.PID, UsedMib: p.UsedMiB})
@@ -207,7 +208,7 @@ func FromProto(m *Sample) *snapshot.Sample {
 			ID: d.GetId(), Vendor: d.GetVendor(), Model: d.GetModel(),
 			Index: int(d.GetIndex()), Parent: d.GetParent(), Instance: int(d.GetInstance()), Profile: d.GetProfile(),
 			MemoryTotalMiB: d.GetMemoryTotalMib(), MemoryReservedMiB: d.GetMemoryReservedMib(),
-			Values: d.GetValues(), Counters: d.GetCounters(), Failed: d.GetFailed(), Error: d.GetError(), File: d.GetFile(),
+			Values: d.GetValues(), Counters: d.GetCounters(), Failed: d.GetFailed(), Error: d.GetError(), File: d.GetFile(), States: d.GetStates(),
 		}
 		for _, p := range d.GetProcesses() {
 			s.Devices[i].Processes = append(s.Devices[i].Processes, snapshot.Process{PID: p.GetPid(), UsedMiB: p.GetUsedMib()})

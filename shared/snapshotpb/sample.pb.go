@@ -402,7 +402,10 @@ type Device struct {
 	MemoryReservedMib float64 `protobuf:"fixed64,9,opt,name=memory_reserved_mib,json=memoryReservedMib,proto3" json:"memory_reserved_mib,omitempty"`
 	// Metrics by name, in the metric's unit.
 	Values map[string]float64 `protobuf:"bytes,10,rep,name=values,proto3" json:"values,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
-	// Cumulative figures by name: energy_joules, nvlink_tx_bytes, nvlink_rx_bytes.
+	// Cumulative figures by name: energy_joules, nvlink_tx_bytes, nvlink_rx_bytes;
+	// ecc_corrected_errors and ecc_uncorrected_errors over the device's life;
+	// xid_errors since the writer began, and of them those of one number as
+	// xid_<number>. A device with an error may have these last two alone.
 	Counters map[string]float64 `protobuf:"bytes,11,rep,name=counters,proto3" json:"counters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
 	// Metrics whose reading failed, with the reason.
 	Failed map[string]string `protobuf:"bytes,12,rep,name=failed,proto3" json:"failed,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -411,7 +414,12 @@ type Device struct {
 	Processes []*Process `protobuf:"bytes,14,rep,name=processes,proto3" json:"processes,omitempty"`
 	// Name of the device file in /dev ("nvidia0"), of a partition its GPU's, or
 	// empty. Some device plugins name devices by it.
-	File          string `protobuf:"bytes,15,opt,name=file,proto3" json:"file,omitempty"`
+	File string `protobuf:"bytes,15,opt,name=file,proto3" json:"file,omitempty"`
+	// Conditions by name, and whether they hold: throttled_sw_power_cap,
+	// throttled_hw_slowdown, throttled_sw_thermal, throttled_hw_thermal,
+	// throttled_hw_power_brake, row_remap_pending, row_remap_failed. What the
+	// device does not tell of is left out.
+	States        map[string]bool `protobuf:"bytes,16,rep,name=states,proto3" json:"states,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -551,6 +559,13 @@ func (x *Device) GetFile() string {
 	return ""
 }
 
+func (x *Device) GetStates() map[string]bool {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
 // Process is one process that holds memory on a device.
 type Process struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -636,7 +651,7 @@ const file_shared_snapshotpb_sample_proto_rawDesc = "" +
 	"\rClaimedDevice\x12\x16\n" +
 	"\x06driver\x18\x01 \x01(\tR\x06driver\x12\x12\n" +
 	"\x04pool\x18\x02 \x01(\tR\x04pool\x12\x16\n" +
-	"\x06device\x18\x03 \x01(\tR\x06device\"\xca\x05\n" +
+	"\x06device\x18\x03 \x01(\tR\x06device\"\xbf\x06\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x14\n" +
@@ -653,7 +668,8 @@ const file_shared_snapshotpb_sample_proto_rawDesc = "" +
 	"\x06failed\x18\f \x03(\v2 .gpuscaler.v1.Device.FailedEntryR\x06failed\x12\x14\n" +
 	"\x05error\x18\r \x01(\tR\x05error\x123\n" +
 	"\tprocesses\x18\x0e \x03(\v2\x15.gpuscaler.v1.ProcessR\tprocesses\x12\x12\n" +
-	"\x04file\x18\x0f \x01(\tR\x04file\x1a9\n" +
+	"\x04file\x18\x0f \x01(\tR\x04file\x128\n" +
+	"\x06states\x18\x10 \x03(\v2 .gpuscaler.v1.Device.StatesEntryR\x06states\x1a9\n" +
 	"\vValuesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\x1a;\n" +
@@ -662,7 +678,10 @@ const file_shared_snapshotpb_sample_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\x1a9\n" +
 	"\vFailedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"6\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vStatesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\bR\x05value:\x028\x01\"6\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x19\n" +
 	"\bused_mib\x18\x02 \x01(\x01R\ausedMibB\x1dZ\x1bgpuscaler/shared/snapshotpbb\x06proto3"
@@ -679,7 +698,7 @@ func file_shared_snapshotpb_sample_proto_rawDescGZIP() []byte {
 	return file_shared_snapshotpb_sample_proto_rawDescData
 }
 
-var file_shared_snapshotpb_sample_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_shared_snapshotpb_sample_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_shared_snapshotpb_sample_proto_goTypes = []any{
 	(*Sample)(nil),              // 0: gpuscaler.v1.Sample
 	(*Allocation)(nil),          // 1: gpuscaler.v1.Allocation
@@ -691,10 +710,11 @@ var file_shared_snapshotpb_sample_proto_goTypes = []any{
 	nil,                         // 7: gpuscaler.v1.Device.ValuesEntry
 	nil,                         // 8: gpuscaler.v1.Device.CountersEntry
 	nil,                         // 9: gpuscaler.v1.Device.FailedEntry
-	(*durationpb.Duration)(nil), // 10: google.protobuf.Duration
+	nil,                         // 10: gpuscaler.v1.Device.StatesEntry
+	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
 }
 var file_shared_snapshotpb_sample_proto_depIdxs = []int32{
-	10, // 0: gpuscaler.v1.Sample.elapsed:type_name -> google.protobuf.Duration
+	11, // 0: gpuscaler.v1.Sample.elapsed:type_name -> google.protobuf.Duration
 	5,  // 1: gpuscaler.v1.Sample.devices:type_name -> gpuscaler.v1.Device
 	1,  // 2: gpuscaler.v1.Sample.allocation:type_name -> gpuscaler.v1.Allocation
 	2,  // 3: gpuscaler.v1.Allocation.containers:type_name -> gpuscaler.v1.Container
@@ -704,11 +724,12 @@ var file_shared_snapshotpb_sample_proto_depIdxs = []int32{
 	8,  // 7: gpuscaler.v1.Device.counters:type_name -> gpuscaler.v1.Device.CountersEntry
 	9,  // 8: gpuscaler.v1.Device.failed:type_name -> gpuscaler.v1.Device.FailedEntry
 	6,  // 9: gpuscaler.v1.Device.processes:type_name -> gpuscaler.v1.Process
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	10, // 10: gpuscaler.v1.Device.states:type_name -> gpuscaler.v1.Device.StatesEntry
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_shared_snapshotpb_sample_proto_init() }
@@ -722,7 +743,7 @@ func file_shared_snapshotpb_sample_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shared_snapshotpb_sample_proto_rawDesc), len(file_shared_snapshotpb_sample_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum kind { INIT, ERROR, LOST, SLEEP, COUNT, RELOAD, SET, TIME, MIGOFF };
+enum kind { INIT, ERROR, LOST, SLEEP, COUNT, RELOAD, SET, TIME, MIGOFF, XID_EVENT };
 
 struct fault {
     enum kind kind;
@@ -133,6 +133,10 @@ static bool parse(struct fault *f, char **word, int words)
     if (words == 2 && strcmp(verb, "time") == 0) {
         f->kind = TIME;
         return is_number(f, word[1]);
+    }
+    if (words == 3 && strcmp(verb, "xid") == 0) {
+        f->kind = XID_EVENT;
+        return is_device(f, word[1]) && is_number(f, word[2]);
     }
     if (words == 2 && strcmp(verb, "migoff") == 0) {
         f->kind = MIGOFF;
@@ -262,6 +266,16 @@ const char *control_reload(void)
 {
     const struct fault *f = last(RELOAD);
     return f != NULL ? f->token : NULL;
+}
+
+/* How many XIDs the file has for a device; the one after the first few is in xid. */
+unsigned int control_xids(const struct nvmlDevice_st *device, unsigned int after, unsigned long long *xid)
+{
+    unsigned int n = 0;
+    for (size_t i = 0; i < count; i++)
+        if (faults[i].kind == XID_EVENT && selects(faults[i].device, device) && n++ == after)
+            *xid = (unsigned long long)faults[i].value;
+    return n;
 }
 
 bool control_time(double *seconds)

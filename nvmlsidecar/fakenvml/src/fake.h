@@ -4,7 +4,7 @@
  *
  * fixture.c reads the CSV, playback.c loops over it, control.c holds the faults
  * asked for, absent.c hides symbols, call.c is what every entry point shares;
- * nvml.c, mig.c and gpm.c are the entry points themselves.
+ * nvml.c, mig.c, gpm.c and events.c are the entry points themselves.
  *
  * One mutex guards everything: begin() takes it, done() gives it back.
  */
@@ -25,8 +25,8 @@ enum column {
     MEMORY_TOTAL, MEMORY_RESERVED,
     GPU_UTILIZATION, MEMORY_UTILIZATION, MEMORY_USED, TEMPERATURE, POWER,
     PCIE_TX, PCIE_RX, SM_ACTIVITY, SM_OCCUPANCY, TENSOR_ACTIVITY, DRAM_ACTIVITY,
-    ENCODER, DECODER,
-    ENERGY, NVLINK_TX, NVLINK_RX,
+    ENCODER, DECODER, CLOCK_EVENTS, ROWS_PENDING, ROWS_FAILED,
+    ENERGY, NVLINK_TX, NVLINK_RX, ECC_CORRECTED, ECC_UNCORRECTED,
     COLUMNS,
     FIRST_COUNTER = ENERGY, /* the rest are cumulative */
     COUNTERS = COLUMNS - FIRST_COUNTER
@@ -50,7 +50,7 @@ struct process {
 
 struct row {
     struct nvmlDevice_st *device;
-    const char *model, *profile;
+    const char *model, *profile, *xids;
     nvmlReturn_t error;           /* of the whole device */
     size_t process, processes;    /* first and number in fixture.processes */
     double value[COLUMNS];
@@ -105,6 +105,7 @@ bool error_named(const char *name, nvmlReturn_t *code);
 void control_open(const char *path);
 void control_refresh(void);
 double control_delay(const char *function); /* seconds to sleep first */
+unsigned int control_xids(const struct nvmlDevice_st *device, unsigned int after, unsigned long long *xid);
 nvmlReturn_t control_init(void);
 nvmlReturn_t control_error(const char *function, const struct nvmlDevice_st *device);
 bool control_lost(const struct nvmlDevice_st *device);

@@ -14,14 +14,14 @@ static const char *const column_names[COLUMNS] = {
     "memory_total_mib", "memory_reserved_mib",
     "gpu_utilization", "memory_utilization", "memory_used_mib", "temperature", "power_draw",
     "pcie_tx_kbps", "pcie_rx_kbps", "sm_activity", "sm_occupancy", "tensor_activity", "dram_activity",
-    "encoder_utilization", "decoder_utilization",
-    "energy_joules", "nvlink_tx_bytes", "nvlink_rx_bytes",
+    "encoder_utilization", "decoder_utilization", "clock_events", "rows_pending", "rows_failed",
+    "energy_joules", "nvlink_tx_bytes", "nvlink_rx_bytes", "ecc_corrected_errors", "ecc_uncorrected_errors",
 };
 
-enum text { T, INDEX, ID, PARENT, INSTANCE, PROFILE, MODEL, ERROR, PROCESSES, TEXTS };
+enum text { T, INDEX, ID, PARENT, INSTANCE, PROFILE, MODEL, XID, ERROR, PROCESSES, TEXTS };
 
 static const char *const text_names[TEXTS] = {
-    "t", "index", "id", "parent", "instance", "profile", "model", "error", "processes",
+    "t", "index", "id", "parent", "instance", "profile", "model", "xid", "error", "processes",
 };
 
 static const char magic[] = "# gpuscaler fixture v1";
@@ -219,6 +219,9 @@ static bool read_row(char *line)
         return false;
     row.model = text_of(cells, MODEL);
     row.profile = text_of(cells, PROFILE);
+    row.xids = text_of(cells, XID);
+    if (row.xids[strspn(row.xids, "0123456789;")] != '\0')
+        return fail("xid is not numbers with ; between them", row.xids);
     if (*text_of(cells, ERROR) && !error_named(text_of(cells, ERROR), &row.error))
         row.error = NVML_ERROR_UNKNOWN;
     for (int c = 0; c < COLUMNS; c++)

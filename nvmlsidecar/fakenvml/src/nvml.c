@@ -292,8 +292,23 @@ nvmlReturn_t nvmlDeviceGetDecoderUtilization(nvmlDevice_t device, unsigned int *
     return get_engine(__func__, device, DECODER, utilization, period_us);
 }
 
-/* get_field knows the NVLink data counters. The fixture has only their sums
- * over all links, so all traffic is on link 0. */
+/* get_whole is a counter, or a state, that is one cell. */
+static void get_whole(const struct row *row, enum column column, nvmlFieldValue_t *field)
+{
+    double v = 0;
+    field->nvmlReturn = cell(&now, row, column, &v);
+    if (field->nvmlReturn != NVML_SUCCESS)
+        return;
+    if (column < FIRST_COUNTER) { /* one of the union's four bytes: the others stay as they are */
+        field->valueType = NVML_VALUE_TYPE_UNSIGNED_INT;
+        field->value.uiVal = to_uint(v);
+        return;
+    }
+    field->value.ullVal = to_ull(v);
+}
+
+/* get_field knows the NVLink data counters, ECC errors and remapped rows. The
+ * fixture has only the sums over all links, so all traffic is on link 0. */
 static void get_field(const struct row *row, nvmlFieldValue_t *field)
 {
     struct timespec wall;
@@ -306,6 +321,14 @@ static void get_field(const struct row *row, nvmlFieldValue_t *field)
         field->nvmlReturn = cell(&now, row, NVLINK_TX, &bytes);
     else if (field->fieldId == NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX)
         field->nvmlReturn = cell(&now, row, NVLINK_RX, &bytes);
+    else if (field->fieldId == NVML_FI_DEV_ECC_SBE_AGG_TOTAL)
+        return get_whole(row, ECC_CORRECTED, field);
+    else if (field->fieldId == NVML_FI_DEV_ECC_DBE_AGG_TOTAL)
+        return get_whole(row, ECC_UNCORRECTED, field);
+    else if (field->fieldId == NVML_FI_DEV_REMAPPED_PENDING)
+        return get_whole(row, ROWS_PENDING, field);
+    else if (field->fieldId == NVML_FI_DEV_REMAPPED_FAILURE)
+        return get_whole(row, ROWS_FAILED, field);
     else
         field->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
     if (field->nvmlReturn != NVML_SUCCESS)
@@ -313,6 +336,28 @@ static void get_field(const struct row *row, nvmlFieldValue_t *field)
     if (field->scopeId != 0 && field->scopeId != UINT_MAX)
         bytes = 0;
     field->value.ullVal = to_ull(floor(bytes / 1024));
+}
+
+static nvmlReturn_t get_clock_events(const char *function, nvmlDevice_t device, unsigned long long *reasons)
+{
+    unsigned int bits = 0;
+    if (reasons == NULL)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    nvmlReturn_t rc = get_uint(function, device, CLOCK_EVENTS, 1, &bits);
+    if (rc == NVML_SUCCESS)
+        *reasons = bits;
+    return rc;
+}
+
+nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigned long long *reasons)
+{
+    return get_clock_events(__func__, device, reasons);
+}
+
+/* Its name before driver 535. */
+nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t device, unsigned long long *reasons)
+{
+    return get_clock_events(__func__, device, reasons);
 }
 
 nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, nvmlFieldValue_t *values)

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+
+	"gpuscaler/shared/snapshot"
+)
+
+// states are those of GPU 1.
+func states(want map[string]bool) func(*snapshot.Sample) bool {
+	return func(s *snapshot.Sample) bool {
+		for name, on := range want {
+			if has, told := s.Devices[1].States[name]; !told || has != on {
+				return false
+			}
+		}
+		return len(s.Devices) == 8 && len(s.Devices[0].States) == len(snapshot.Throttles)+2
+	}
+}
+
+func TestStates(t *testing.T) {
+	t.Parallel()
+	run := start(t, setup{fixture: "h100x8-uneven.csv", faults: []string{"time 0"}, args: []string{"--interval", "200ms"}})
+	run.wait(10*time.Second, "nothing wrong", states(map[string]bool{"throttled_hw_thermal": false, "row_remap_pending": false}))
+	run.faults("time 0", "set 1 clock_events 72", "set 1 rows_failed 1", "set 1 ecc_uncorrected_errors 5")
+	got := run.wait(promised, "too hot", states(map[string]bool{
+		"throttled_hw_thermal": true, "throttled_hw_slowdown": true, "throttled_sw_power_cap": false, "row_remap_failed": true,
+	}))
+	assert.InDelta(t, 5, got.Devices[1].Counters[snapshot.ECCUncorrected], 0)
+	assert.InDelta(t, 0, got.Devices[0].Counters[snapshot.ECCUncorrected], 0)
+	assert.False(t, got.Devices[0].States["throttled_hw_thermal"])
+	// Idle clocks and those that somebody has set are no throttling.
+	run.faults("time 0", "set 1 clock_events 3")
+	run.wait(promised, "idle", states(map[string]bool{"throttled_hw_thermal": false, "throttled_sw_power_cap": false}))
+	// What cannot be told, for whatever reason, is left out, and costs no metric.
+	for _, why := range []string{"-", "!NO_PERMISSION", "!UNKNOWN"} {
+		run.faults("time 0", "set 1 clock_events "+why, "set 1 rows_failed "+why, "set 1 ecc_uncorrected_errors "+why)
+		got = run.wait(promised, "nothing told", func(s *snapshot.Sample) bool {
+			_, told := s.Devices[1].States["throttled_hw_thermal"]
+			return !told
+		})
+		assert.Equal(t, map[string]bool{"row_remap_pending": false}, got.Devices[1].States, why)
+		assert.NotContains(t, got.Devices[1].Counters, snapshot.ECCUncorrected)
+		assert.Empty(t, got.Devices[1].Failed)
+	}
+	run.faults("time 0", "error nvmlDeviceGetCurrentClocksEventReasons 1 GPU_IS_LOST")
+	run.wait(promised, "a lost GPU", func(s *snapshot.Sample) bool { return s.Devices[1].Error == "GPU_IS_LOST" })
+	run.terminate()
+}
+
+// TestThrottleReasons: the function's name before driver 535.
+func TestThrottleReasons(t *testing.T) {
+	t.Parallel()
+	run := start(t, setup{
+		fixture: "h100x8-uneven.csv", absent: []string{"nvmlDeviceGetCurrentClocksEventReasons"},
+		faults: []string{"time 0", "set 1 clock_events 128"}, args: []string{"--interval", "200ms"},
+	})
+	run.wait(10*time.Second, "the power brake", states(map[string]bool{"throttled_hw_power_brake": true, "throttled_hw_thermal": false}))
+	run.terminate()
+}
+
+// TestXIDs: each is counted once, of its GPU, also when that is lost with it, and
+// over a reopening of the driver.
+func TestXIDs(t *testing.T) {
+	t.Parallel()
+	for _, absent := range []string{"", "nvmlEventSetWait_v2"} {
+		run := start(t, setup{fixture: "h100x8-uneven.csv", faults: []string{"time 0"}, absent: strings.Fields(absent), args: []string{"--interval", "200ms"}})
+		counts := func(gpu int, want map[string]float64) func(*snapshot.Sample) bool {
+			return func(s *snapshot.Sample) bool {
+				for name, n := range want {
+					if has, told := s.Devices[gpu].Counters[name]; !told || has != n {
+						return false
+					}
+				}
+				return true
+			}
+		}
+		run.wait(10*time.Second, "none yet", counts(1, map[string]float64{"xid_errors": 0}))
+		three := []string{"time 0", "xid 1 13", "xid 1 13", "xid 2 31"}
+		run.faults(three...)
+		run.wait(promised, "two", counts(1, map[string]float64{"xid_errors": 2, "xid_13": 2}))
+		run.wait(promised, "one", counts(2, map[string]float64{"xid_errors": 1, "xid_31": 1}))
+		run.faults(append(three, "xid 1 79", "lost 1")...)
+		run.wait(promised, "its last", func(s *snapshot.Sample) bool {
+			return s.Devices[1].Error == "GPU_IS_LOST" && counts(1, map[string]float64{"xid_errors": 3, "xid_13": 2, "xid_79": 1})(s)
+		})
+		run.wait(promised, "only its own", counts(0, map[string]float64{"xid_errors": 0}))
+		run.faults(append(three, "xid 1 79")...)
+		after := run.settle(promised, "it is back", func(s *snapshot.Sample) bool { return s.Devices[1].Error == "" })
+		assert.InDelta(t, 3, after.Devices[1].Counters["xid_errors"], 0)
+		assert.Contains(t, run.log.String(), "level=WARN msg=XID gpu=1 id="+after.Devices[1].ID+" xid=79")
+		run.terminate()
+	}
+}
