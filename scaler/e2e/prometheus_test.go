@@ -89,12 +89,18 @@ func load(t *testing.T, name string) (f ruleFile) {
 	return f
 }
 
+// healthy are GPUs with what the recording's, which are no data centre's, have not.
+var healthy = []string{
+	"set * ecc_corrected_errors 0", "set * ecc_uncorrected_errors 0", "set * rows_pending 0", "set * rows_failed 0",
+}
+
 // TestPrometheus: a real Prometheus scrapes the real scaler, with the rules that we
 // ship, and every query of every dashboard and rule returns data with the labels that
 // its legend names.
 func TestPrometheus(t *testing.T) {
 	prometheus := installed(t, "prometheus")
 	n, _ := startInCluster(t)
+	require.NoError(t, n.control.Set(healthy...))
 	address := freeAddress(t)
 	folder, err := filepath.Abs(rules)
 	require.NoError(t, err)
@@ -120,7 +126,18 @@ scrape_configs:
 	defer func() { stop(); <-asked }()
 
 	for _, q := range queries(t) {
-		n.eventually(20*time.Second, func() error { return q.check(address) })
+		n.eventually(20*time.Second, q.on(address))
+	}
+	// A GPU that is in trouble is seen from the driver to the alert.
+	require.NoError(t, n.control.Set(append(healthy, "xid 0 79", "set 1 ecc_uncorrected_errors 1", "set 1 clock_events 64", "set 0 rows_failed 1")...))
+	for _, expr := range []string{
+		`ALERTS{alertname="GpuscalerXID", alertstate="firing", gpu="0"}`,
+		`ALERTS{alertname="GpuscalerUncorrectedECC", alertstate="firing", gpu="1"}`,
+		`rate(gpuscaler_gpu_throttled_seconds_total{gpu="1",reason="hw_thermal"}[5s]) > 0.9 < 1.1`, // the alert's are 10 minutes
+		`ALERTS{alertname="GpuscalerRowRemapFailed", gpu="0"}`,
+		`gpuscaler_gpu_xids_total{xid="79"} == 1`,
+	} {
+		n.eventually(20*time.Second, query{where: "trouble", expr: expr}.on(address))
 	}
 	metrics, err := http.Get("http://" + n.http + "/metrics")
 	require.NoError(t, err)
@@ -219,6 +236,8 @@ func names(match []string) (all []string) {
 	}
 	return strings.Split(strings.ReplaceAll(match[1], " ", ""), ",")
 }
+
+func (q query) on(address string) func() error { return func() error { return q.check(address) } }
 
 func (q query) check(address string) error {
 	found, err := instant(address, q.expr)
