@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"gpuscaler/scaler/fleet"
@@ -94,6 +96,10 @@ type Device struct {
 	MemoryTotalMiB float64 `json:"memoryTotalMiB,omitempty"`
 	AgeSeconds     float64 `json:"ageSeconds"`
 	Error          string  `json:"error,omitempty"`
+	// States are the conditions that hold, as throttled_hw_thermal; Errors are
+	// counted by name, as xid_79.
+	States []string           `json:"states,omitempty"`
+	Errors map[string]float64 `json:"errors,omitempty"`
 	// Metrics are by name, then by window.
 	Metrics map[string]map[string]float64 `json:"metrics"`
 }
@@ -112,6 +118,22 @@ type Pod struct {
 type Holds struct {
 	Device  string `json:"device"`
 	Holders int    `json:"holders"`
+}
+
+// health has of a device what holds and what is not 0.
+func health(d *fleet.Device) (states []string, counted map[string]float64) {
+	if d.Health == nil {
+		return nil, nil
+	}
+	for state, holds := range d.Health.States {
+		if holds {
+			states = append(states, state)
+		}
+	}
+	slices.Sort(states)
+	counted = maps.Clone(d.Health.Errors)
+	maps.DeleteFunc(counted, func(_ string, n float64) bool { return n == 0 })
+	return states, counted
 }
 
 // Describe renders a fleet for JSON: its own node whole, of others how old they are.
@@ -147,10 +169,11 @@ func (s *State) describe(n *fleet.Node, now time.Time) {
 				metrics[name][label(span)] = means[i]
 			}
 		}
+		states, counted := health(d)
 		s.Devices = append(s.Devices, Device{
 			ID: d.ID, Vendor: d.Vendor, Index: d.Index, Model: d.Model, Parent: d.Parent, Instance: d.Instance,
 			Profile: d.Profile, MemoryTotalMiB: d.MemoryTotalMiB, AgeSeconds: now.Sub(d.Heard).Seconds(),
-			Error: d.Error, Metrics: metrics,
+			Error: d.Error, States: states, Errors: counted, Metrics: metrics,
 		})
 	}
 	if !n.Allocated.IsZero() {

@@ -59,7 +59,8 @@ func node(t *testing.T, now time.Time) *fleet.Local {
 	s := l.Connect()
 	for i, v := range []float64{50, 75} {
 		require.NoError(t, s.Apply(&snapshot.Sample{Writer: "nvmlsidecar", Version: "v1", Devices: []snapshot.Device{
-			{ID: "GPU-a", Vendor: "nvidia", Model: "NVIDIA H200", Index: 0, MemoryTotalMiB: 8192, Values: map[string]float64{"gpu_utilization": v}},
+			{ID: "GPU-a", Vendor: "nvidia", Model: "NVIDIA H200", Index: 0, MemoryTotalMiB: 8192, Values: map[string]float64{"gpu_utilization": v},
+				States: map[string]bool{"throttled_hw_thermal": true, "row_remap_failed": false}, Counters: map[string]float64{"xid_errors": 1, "xid_31": 1, "ecc_corrected_errors": 0}},
 			{ID: "GPU-b", Vendor: "nvidia", Index: 1, Error: "GPU_IS_LOST"},
 			{ID: "MIG-a", Vendor: "nvidia", Index: 0, Parent: "GPU-a", Instance: 7, Profile: "1g.18gb"},
 		}}, now.Add(time.Duration(i-3)*time.Second)))
@@ -90,6 +91,7 @@ func TestState(t *testing.T) {
 		"writers": [{"name": "nvmlsidecar", "version": "v1"}, {"name": "acme", "error": "no devices found"}],
 		"devices": [
 			{"id": "GPU-a", "vendor": "nvidia", "index": 0, "model": "NVIDIA H200", "memoryTotalMiB": 8192,
+				"states": ["throttled_hw_thermal"], "errors": {"xid_errors": 1, "xid_31": 1},
 				"metrics": {"gpu_utilization": {"0s": 75, "15s": 62.5, "1m": 62.5, "5m": 62.5}}},
 			{"id": "MIG-a", "vendor": "nvidia", "index": 0, "model": "", "parent": "GPU-a", "instance": 7, "profile": "1g.18gb", "metrics": {}},
 			{"id": "GPU-b", "vendor": "nvidia", "index": 1, "model": "", "error": "GPU_IS_LOST", "metrics": {}}
