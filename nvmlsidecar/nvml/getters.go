@@ -190,7 +190,7 @@ func lost(ret nvml.Return) bool {
 
 // whole is a field that is a whole number, however wide.
 func whole(f *nvml.FieldValue) (float64, bool) {
-	switch nvml.ValueType(f.ValueType) {
+	switch nvml.ValueType(f.ValueType) { //nolint:gosec // NVML's own code
 	case nvml.VALUE_TYPE_UNSIGNED_INT:
 		return float64(binary.NativeEndian.Uint32(f.Value[:])), true
 	case nvml.VALUE_TYPE_UNSIGNED_LONG, nvml.VALUE_TYPE_UNSIGNED_LONG_LONG:
