@@ -63,6 +63,39 @@ func TestThrottleReasons(t *testing.T) {
 	run.terminate()
 }
 
+// TestXIDOfALoss: the driver tells of it after a reading has found the GPU lost, and
+// just before it is opened anew.
+func TestXIDOfALoss(t *testing.T) {
+	t.Parallel()
+	run := start(t, setup{fixture: "h100x8-uneven.csv", faults: []string{"time 0"}, args: []string{"--interval", "1s"}})
+	// Then the driver is reopened at once: it was opened some time ago.
+	run.wait(10*time.Second, "all readings, for a while", func(s *snapshot.Sample) bool { return healthy(8)(s) && s.Elapsed > 5*time.Second })
+	run.faults("time 0", "lost 1")
+	run.wait(promised, "a lost GPU", func(s *snapshot.Sample) bool { return s.Devices[1].Error == "GPU_IS_LOST" })
+	run.faults("time 0", "lost 1", "xid 1 79", "xid 2 94")
+	got := run.wait(promised, "its XID", func(s *snapshot.Sample) bool { return s.Devices[1].Counters["xid_79"] == 1 })
+	assert.InDelta(t, 1, got.Devices[2].Counters["xid_94"], 0, "those of others are heard, too")
+	run.wait(promised, "it is still lost", func(s *snapshot.Sample) bool {
+		return strings.Contains(run.log.String(), "reopening NVML") && s.Devices[1].Error != "" && s.Devices[1].Counters["xid_79"] == 1
+	})
+	run.terminate()
+}
+
+// TestXIDsRefused: one GPU that cannot be listened to costs the others nothing.
+func TestXIDsRefused(t *testing.T) {
+	t.Parallel()
+	run := start(t, setup{
+		fixture: "h100x8-uneven.csv", faults: []string{"time 0", "error nvmlDeviceRegisterEvents 1 UNKNOWN"}, args: []string{"--interval", "200ms"},
+	})
+	got := run.wait(10*time.Second, "all readings", healthy(8))
+	assert.NotContains(t, got.Devices[1].Counters, snapshot.XIDErrors, "no 0 of what it does not tell")
+	run.faults("time 0", "xid 0 31", "xid 7 31")
+	run.wait(promised, "the others'", func(s *snapshot.Sample) bool {
+		return s.Devices[0].Counters["xid_31"] == 1 && s.Devices[7].Counters["xid_31"] == 1
+	})
+	run.terminate()
+}
+
 // TestXIDs: each is counted once, of its GPU, also when that is lost with it, and
 // over a reopening of the driver.
 func TestXIDs(t *testing.T) {

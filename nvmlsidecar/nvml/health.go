@@ -75,55 +75,78 @@ func (d *Driver) listen() {
 	if !d.has("nvmlEventSetWait_v2") && !d.has("nvmlEventSetWait") {
 		return
 	}
-	set, ret := d.lib.EventSetCreate()
-	if ret != nvml.SUCCESS {
-		d.log.Info("no XIDs will be told of", "nvmlEventSetCreate", name(ret))
-		return
-	}
-	d.events = set
-	for _, g := range d.gpus {
-		if g.handle == nil {
-			continue
+	// A GPU that cannot be registered leaves the set in no known state.
+	refused := map[int]bool{}
+	for again := true; again; {
+		set, ret := d.lib.EventSetCreate()
+		if ret != nvml.SUCCESS {
+			d.log.Info("no XIDs will be told of", "nvmlEventSetCreate", name(ret))
+			return
 		}
-		types, ret := g.handle.GetSupportedEventTypes()
-		if ret != nvml.SUCCESS || types&nvml.EventTypeXidCriticalError == 0 {
-			continue
-		}
-		if ret := g.handle.RegisterEvents(nvml.EventTypeXidCriticalError, set); ret != nvml.SUCCESS {
-			d.log.Info("no XIDs will be told of", "gpu", g.index, "nvmlDeviceRegisterEvents", name(ret))
-			continue
-		}
-		if d.xids[g.identity.uuid] == nil {
-			d.xids[g.identity.uuid] = map[string]float64{snapshot.XIDErrors: 0}
+		d.events, again = set, false
+		for _, g := range d.gpus {
+			if g.handle == nil || refused[g.index] {
+				continue
+			}
+			if again = !d.listenTo(g); again {
+				refused[g.index] = true
+				d.deaf()
+				break
+			}
 		}
 	}
 }
 
-// deaf undoes listen.
-func (d *Driver) deaf() {
-	if d.events != nil {
-		if ret := d.events.Free(); ret != nvml.SUCCESS {
-			d.log.Debug("nvmlEventSetFree", "error", name(ret))
-		}
-		d.events = nil
+// listenTo adds one GPU to the set; false when that has failed.
+func (d *Driver) listenTo(g *gpu) bool {
+	types, ret := g.handle.GetSupportedEventTypes()
+	if ret != nvml.SUCCESS || types&nvml.EventTypeXidCriticalError == 0 {
+		return true // without it
 	}
+	if ret := g.handle.RegisterEvents(nvml.EventTypeXidCriticalError, d.events); ret != nvml.SUCCESS {
+		d.log.Info("no XIDs will be told of", "gpu", g.index, "nvmlDeviceRegisterEvents", name(ret))
+		return false
+	}
+	if d.xids[g.identity.uuid] == nil {
+		d.xids[g.identity.uuid] = map[string]float64{snapshot.XIDErrors: 0}
+	}
+	return true
+}
+
+// deaf undoes listen. What has happened until now is heard: the GPU that falls off
+// the bus is the one for which the driver is about to be reopened.
+func (d *Driver) deaf() {
+	if d.events == nil {
+		return
+	}
+	d.hear()
+	if ret := d.events.Free(); ret != nvml.SUCCESS {
+		d.log.Debug("nvmlEventSetFree", "error", name(ret))
+	}
+	d.events = nil
 }
 
 // maxEvents are taken in one reading; a GPU that is in trouble can make many.
 const maxEvents = 256
 
-// hear counts the XIDs since the reading before. They are logged: the kernel's
+// hear counts the XIDs since it was called last. They are logged: the kernel's
 // log, which has them too, is out of reach for most.
 func (d *Driver) hear() {
 	if d.events == nil {
 		return
 	}
+	failures := 0
 	for range maxEvents {
 		event, ret := d.events.Wait(1) // ms; the driver keeps them until then
-		if ret != nvml.SUCCESS {
-			return // there is none; of a lost GPU its reading tells
-		}
-		if event.EventType&nvml.EventTypeXidCriticalError == 0 {
+		switch {
+		case ret == nvml.ERROR_TIMEOUT:
+			return
+		case ret != nvml.SUCCESS: // of a lost GPU; the others' may come after it
+			if failures++; failures > len(d.gpus) {
+				return
+			}
+			continue
+		case event.EventType&nvml.EventTypeXidCriticalError == 0:
 			continue
 		}
 		for _, g := range d.gpus {

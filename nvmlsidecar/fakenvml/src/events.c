@@ -129,6 +129,9 @@ static nvmlReturn_t look(const char *function, nvmlEventSet_t set, nvmlEventData
         data->gpuInstanceId = data->computeInstanceId = 0xFFFFFFFFU;
         return done(NVML_SUCCESS);
     }
+    for (size_t i = 0; i < set.handle->watches; i++)
+        if (control_lost(set.handle->watch[i].device))
+            return done(NVML_ERROR_GPU_IS_LOST);
     return done(NVML_ERROR_TIMEOUT);
 }
 
