@@ -1,7 +1,9 @@
 package chart
 
 import (
+	"context"
 	"encoding/json"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,12 +11,16 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
 	"gpuscaler/deploy/e2e/binaries"
+	"gpuscaler/deploy/e2e/cluster"
+	"gpuscaler/profiles"
+	"gpuscaler/shared/snapshot"
 )
 
 // TestRefuses has values that must not get to a cluster, and what the user is told.
@@ -30,7 +36,21 @@ func TestRefuses(t *testing.T) {
 		"daemonSet.resources.scaler.requests.memory=null": "'/daemonSet/resources/scaler/requests': missing property 'memory'",
 		"keda.namespace=Keda":                             "'/keda/namespace': 'Keda' does not match pattern",
 		"profiles.mine.metricType=temperature":            "'/profiles/mine': missing properties",
-		"front.enabled=true,peers.enabled=false":          "front.enabled is true and peers.enabled false: a front knows of GPUs from its peers alone; set peers.enabled=true",
+		"profiles.mine.metricType=heat":                   "'/profiles/mine/metricType'",
+		"profiles.mine.window=30s":                        "'/profiles/mine/window': value must be one of '0s', '15s', '1m', '5m'",
+		"profiles.mine.aggregation=median":                "'/profiles/mine/aggregation': 'median' does not match pattern",
+		"flags.scaler.tolerance=1":                        "'/flags/scaler/tolerance': exclusiveMaximum: got 1, want 1",
+		"flags.scaler.stale-after=500ms":                  "flags.scaler.stale-after is 500ms; allowed is 1s to 1h",
+		"flags.scaler.stale-after=3s":                     "flags.scaler.peer-interval is 2s; allowed is 100ms to 1500ms: half of flags.scaler.stale-after",
+		"flags.scaler.stale-after=5m":                     "flags.scaler.attribution-stale-after is 2m; allowed is 5m to 1h: not below flags.scaler.stale-after",
+		"flags.scaler.peer-tls-name=peers":                "flags.scaler.peer-tls-name is given and peerTLS.secretName empty",
+		"flags.nvmlsidecar.interval=50ms":                 "flags.nvmlsidecar.interval is 50ms; allowed is 100ms to 1m",
+		"flags.nvmlsidecar.interval=6s":                   "flags.nvmlsidecar.interval is 6s; allowed is 100ms to 5000ms: half of flags.scaler.stale-after",
+		"flags.nvmlsidecar.hang-timeout=500ms":            "flags.nvmlsidecar.hang-timeout is 500ms; allowed is 1s to 24h",
+		"flags.podresources.interval=10s":                 "flags.podresources.interval is 10s; allowed is 1s to 5s",
+		"prometheus.podMonitor.enabled=true":              "prometheus.podMonitor.enabled is true and prometheus.namespace empty",
+		"podResources.kubeletRootDir=var/lib":             "'/podResources/kubeletRootDir': 'var/lib' does not match pattern",
+		"front.enabled=true,peers.enabled=false":          "front.enabled is true, with peers.enabled false and podResources.enabled true: a front knows of GPUs",
 		"kubernetes.enabled=false":                        "kubernetes.enabled is false, with podResources.enabled true and peers.enabled true: both need the Kubernetes API",
 		"tls.clientCASecretName=ca":                       `tls.clientCASecretName is "ca" and tls.secretName empty: client certificates need TLS`,
 		"peerTLS.certManager=true":                        "peerTLS.certManager is true and peerTLS.secretName empty",
@@ -87,6 +107,87 @@ func TestFlags(t *testing.T) {
 	}
 }
 
+// requireProfile has the scaler itself read the files of a ConfigMap.
+func requireProfile(t *testing.T, files map[string]any) {
+	t.Helper()
+	require.NotEmpty(t, files)
+	dir := t.TempDir()
+	for name, text := range files {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text.(string)), 0o600))
+	}
+	var log strings.Builder
+	store, err := profiles.NewStore(dir, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn})))
+	require.NoError(t, err)
+	require.Empty(t, log.String())
+	for name := range files {
+		_, known := store.Load().Get(strings.TrimSuffix(name, ".yaml"))
+		require.True(t, known, name)
+	}
+}
+
+// TestMetricNames: the schema has those that there are.
+func TestMetricNames(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(folder, "values.schema.json"))
+	require.NoError(t, err)
+	names, err := json.Marshal(snapshot.MetricNames())
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(strings.Fields(string(text)), ""), `"metricType":{"anyOf":[{"enum":`+string(names)+"}")
+}
+
+// TestLimits tries the programs themselves on both sides of what the chart allows.
+func TestLimits(t *testing.T) {
+	bin := t.TempDir()
+	require.NoError(t, binaries.Product(t.Context(), repo, bin))
+	refused := func(program string, args ...string) bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond) // who takes them goes on
+		defer cancel()
+		c := exec.CommandContext(ctx, filepath.Join(bin, program), args...)
+		c.Env = []string{
+			"HOME=" + bin, "GPUSCALER_LISTEN=127.0.0.1:0", "GPUSCALER_HTTP=", "GPUSCALER_KUBERNETES=off",
+			"GPUSCALER_SOCKET=" + filepath.Join(bin, "none"), "GPUSCALER_KUBELET_SOCKET=" + filepath.Join(bin, "none"),
+		}
+		out, err := c.CombinedOutput()
+		require.Error(t, err)
+		told := strings.Contains(string(out), " is outside ") || strings.Contains(string(out), "is less than")
+		require.Equal(t, told, ctx.Err() == nil, "it ended for another reason: %s", out)
+		return told
+	}
+	scaler := func(flags ...string) []string {
+		return append([]string{"serve", "--nvml-socket=" + filepath.Join(bin, "s"), "--workloads=off"}, flags...)
+	}
+	peers := func(flag string) []string { return scaler("--peers=127.0.0.1:1", "--peer-listen=127.0.0.1:0", flag) }
+	for _, c := range []struct {
+		program string
+		args    []string
+		refused bool
+	}{
+		{"scaler", scaler("--stale-after=1s"), false},
+		{"scaler", scaler("--stale-after=999ms"), true},
+		{"scaler", scaler("--stale-after=1h", "--attribution-stale-after=1h"), false},
+		{"scaler", scaler("--stale-after=61m", "--attribution-stale-after=61m"), true},
+		{"scaler", scaler("--stale-after=10s", "--attribution-stale-after=10s"), false},
+		{"scaler", scaler("--stale-after=10s", "--attribution-stale-after=9s"), true},
+		{"scaler", scaler("--tolerance=0"), false},
+		{"scaler", scaler("--tolerance=1"), true},
+		{"scaler", peers("--peer-interval=5s"), false},
+		{"scaler", peers("--peer-interval=5001ms"), true},
+		{"scaler", peers("--peer-interval=100ms"), false},
+		{"scaler", peers("--peer-interval=99ms"), true},
+		{"nvmlsidecar", []string{"--interval=100ms"}, false},
+		{"nvmlsidecar", []string{"--interval=99ms"}, true},
+		{"nvmlsidecar", []string{"--interval=1m"}, false},
+		{"nvmlsidecar", []string{"--interval=61s"}, true},
+		{"nvmlsidecar", []string{"--hang-timeout=1s"}, false},
+		{"nvmlsidecar", []string{"--hang-timeout=999ms"}, true},
+		{"scaler", []string{"podresources", "--interval=1s"}, false},
+		{"scaler", []string{"podresources", "--interval=999ms"}, true},
+		{"scaler", []string{"podresources", "--interval=5s"}, false},
+		{"scaler", []string{"podresources", "--interval=6s"}, true},
+	} {
+		require.Equal(t, c.refused, refused(c.program, c.args...), "%s %v", c.program, c.args)
+	}
+}
+
 // find is the one object of a kind.
 func find(t *testing.T, objects []*unstructured.Unstructured, kind, name string) map[string]any {
 	t.Helper()
@@ -103,7 +204,8 @@ func TestValues(t *testing.T) {
 		"flags.scaler.stale-after=5s", "flags.scaler.tolerance=0.05", "flags.nvmlsidecar.interval=500ms", "flags.podresources.interval=2s",
 		"profiles.mine.description=d", "profiles.mine.reason=r", "profiles.mine.metricType=temperature", "profiles.mine.targetValue=60",
 		"prometheus.rules.enabled=true", "prometheus.rules.pricePerKWh=0.31", "prometheus.rules.labels.release=stack",
-		"prometheus.podMonitor.enabled=true", "front.enabled=true", "front.replicas=3", "networkPolicy.apiServerPorts={16443}")
+		"profiles.mine.scaleToZero=false", "profiles.mine.window=1m", "profiles.mine.aggregation=p95",
+		"prometheus.podMonitor.enabled=true", "prometheus.namespace=monitoring", "podResources.kubeletRootDir=/var/lib/k0s/kubelet", "front.goMemLimit=180MiB", "front.enabled=true", "front.replicas=3", "networkPolicy.apiServerPorts={16443}")
 	daemonSet := find(t, objects, "DaemonSet", "gpuscaler")
 	pod, _, err := unstructured.NestedMap(daemonSet, "spec", "template", "spec")
 	require.NoError(t, err)
@@ -127,7 +229,23 @@ func TestValues(t *testing.T) {
 	require.Equal(t, "2s", env["podresources GPUSCALER_INTERVAL"])
 	require.Equal(t, "/etc/gpuscaler/profiles", env["scaler GPUSCALER_PROFILES"])
 	profile := find(t, objects, "ConfigMap", "gpuscaler-profiles")["data"].(map[string]any)
-	require.YAMLEq(t, "{name: mine, description: d, reason: r, metricType: temperature, targetValue: 60}", profile["mine.yaml"].(string))
+	requireProfile(t, profile)
+	set, err := os.ReadFile(filepath.Join(folder, "values.yaml")) // the example in there
+	require.NoError(t, err)
+	example := regexp.MustCompile(`(?s)profiles: \{\}\n(#  embeddings:.*?)\n\n`).FindStringSubmatch(string(set))
+	require.NotNil(t, example)
+	file := filepath.Join(t.TempDir(), "values.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("profiles:\n"+strings.ReplaceAll(example[1], "#", "")), 0o600))
+	out, log, err := run(t, "template", "gpuscaler", folder, "--values="+file, "--show-only=templates/profiles.yaml")
+	require.NoError(t, err, log)
+	shown, err := cluster.Objects(out)
+	require.NoError(t, err)
+	requireProfile(t, shown[0].Object["data"].(map[string]any))
+	require.Contains(t, pod["volumes"], map[string]any{
+		"name": "pod-resources", "hostPath": map[string]any{"path": "/var/lib/k0s/kubelet/pod-resources", "type": "Directory"},
+	})
+	require.NotContains(t, daemonSet["spec"].(map[string]any)["template"].(map[string]any)["metadata"].(map[string]any)["annotations"],
+		"prometheus.io/scrape", "a PodMonitor scrapes once")
 	require.EqualValues(t, 3, find(t, objects, "Deployment", "gpuscaler-front")["spec"].(map[string]any)["replicas"])
 	monitor := find(t, objects, "PodMonitor", "gpuscaler")["spec"].(map[string]any)
 	require.Equal(t, true, monitor["podMetricsEndpoints"].([]any)[0].(map[string]any)["honorLabels"])

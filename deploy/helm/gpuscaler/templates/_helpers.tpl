@@ -3,28 +3,34 @@ release per namespace. */}}
 {{- define "gpuscaler.labels" -}}
 app.kubernetes.io/name: gpuscaler
 app.kubernetes.io/part-of: gpuscaler
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{- end -}}
 
 {{/* What pods carry: nothing that changes with the chart's version. */}}
 {{- define "gpuscaler.podLabels" -}}
 app.kubernetes.io/name: gpuscaler
 app.kubernetes.io/part-of: gpuscaler
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
-{{/* For objects of the whole cluster: two releases must not share one. */}}
+{{/* For objects of the whole cluster: two releases must not share one. No namespace has a colon. */}}
 {{- define "gpuscaler.clusterName" -}}
-{{- if eq .Release.Namespace "gpuscaler" }}gpuscaler{{ else }}gpuscaler-{{ .Release.Namespace }}{{ end -}}
+{{- if eq .Release.Namespace "gpuscaler" }}gpuscaler{{ else }}gpuscaler:{{ .Release.Namespace }}{{ end -}}
+{{- end -}}
+
+{{- define "gpuscaler.workloadsName" -}}
+{{- if eq .Release.Namespace "gpuscaler" }}gpuscaler-workloads{{ else }}gpuscaler:{{ .Release.Namespace }}:workloads{{ end -}}
 {{- end -}}
 
 {{/* Of (list $ "scaler"): which image, and when to pull it if values say so. */}}
 {{- define "gpuscaler.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index $root.Values.images (index . 1) -}}
-{{ $image.repository }}{{ if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ end }}
+{{- $version := printf ":%s" ($image.tag | default $root.Chart.AppVersion) -}}
+{{- if $image.digest }}{{ $version = printf "@%s" $image.digest }}{{ end -}}
+{{ printf "%s%s" $image.repository $version | quote }}
 {{- with $root.Values.images.pullPolicy }}
 imagePullPolicy: {{ . }}
 {{- end }}
@@ -104,7 +110,7 @@ imagePullPolicy: {{ . }}
 {{- with .Values.tls.secretName }}
 - name: tls
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
       - {key: tls.crt, path: tls.crt}
@@ -113,7 +119,7 @@ imagePullPolicy: {{ . }}
 {{- with .Values.tls.clientCASecretName }}
 - name: client-ca
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
       - {key: ca.crt, path: ca.crt}
@@ -121,7 +127,7 @@ imagePullPolicy: {{ . }}
 {{- with .Values.peerTLS.secretName }}
 - name: peer-tls
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
       - {key: tls.crt, path: tls.crt}
@@ -158,26 +164,4 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
-{{- end -}}
-
-{{/* Values that do not go together. The schema has looked at each alone. */}}
-{{- define "gpuscaler.check" -}}
-{{- if and .Values.priorityClass.create (not .Values.priorityClass.name) }}
-{{- fail "priorityClass.create is true and priorityClass.name empty: name it, or set priorityClass.create=false" }}
-{{- end }}
-{{- if and .Values.front.enabled (not .Values.peers.enabled) }}
-{{- fail "front.enabled is true and peers.enabled false: a front knows of GPUs from its peers alone; set peers.enabled=true" }}
-{{- end }}
-{{- if and (not .Values.kubernetes.enabled) (or .Values.podResources.enabled .Values.peers.enabled) }}
-{{- fail (printf "kubernetes.enabled is false, with podResources.enabled %t and peers.enabled %t: both need the Kubernetes API; set all three to false, or kubernetes.enabled=true" .Values.podResources.enabled .Values.peers.enabled) }}
-{{- end }}
-{{- if and .Values.tls.clientCASecretName (not .Values.tls.secretName) }}
-{{- fail (printf "tls.clientCASecretName is %q and tls.secretName empty: client certificates need TLS; set tls.secretName" .Values.tls.clientCASecretName) }}
-{{- end }}
-{{- if and .Values.peerTLS.certManager (not .Values.peerTLS.secretName) }}
-{{- fail "peerTLS.certManager is true and peerTLS.secretName empty: name the Secret that cert-manager shall make, e.g. gpuscaler-peer-tls" }}
-{{- end }}
-{{- if and .Values.peerTLS.secretName (not .Values.peers.enabled) }}
-{{- fail (printf "peerTLS.secretName is %q and peers.enabled false: there are no peers to talk to; set peers.enabled=true" .Values.peerTLS.secretName) }}
-{{- end }}
 {{- end -}}
