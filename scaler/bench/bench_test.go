@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,6 +25,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"gpuscaler/nvmlsidecar/fakenvml"
+	"gpuscaler/scaler/bench/process"
 )
 
 // chain is sidecar and scaler on the fake driver with 8 GPUs.
@@ -257,39 +257,25 @@ func BenchmarkFootprint(b *testing.B) {
 		for _, p := range []struct {
 			name   string
 			cmd    *exec.Cmd
-			before process
+			before process.Usage
 			reach  float64
 		}{{"scaler", c.scaler, scaler, 40}, {"sidecar", c.sidecar, sidecar, 20}} {
 			after := usage(b, p.cmd)
-			cpu := (after.cpu - p.before.cpu).Seconds() / seconds
-			report(b, p.name+" resident / allowed", after.residentMiB/p.reach, "<=", 1, fmt.Sprintf("%.1f MiB of %.0f", after.residentMiB, p.reach))
+			cpu := (after.CPU - p.before.CPU).Seconds() / seconds
+			report(b, p.name+" resident / allowed", after.ResidentMiB/p.reach, "<=", 1, fmt.Sprintf("%.1f MiB of %.0f", after.ResidentMiB, p.reach))
 			report(b, p.name+" CPU / 1% of a core", cpu/0.01, "<=", 1, fmt.Sprintf("%.2f %% of a core", cpu*100))
 		}
 	}
 }
 
-type process struct {
-	cpu         time.Duration
-	residentMiB float64
-}
-
-// usage is what the kernel counts of a process: proc(5), stat and status.
-func usage(b *testing.B, cmd *exec.Cmd) process {
-	dir := fmt.Sprintf("/proc/%d/", cmd.Process.Pid)
-	stat, err := os.ReadFile(dir + "stat")
+// usage is what a process of the chain has used.
+func usage(b *testing.B, cmd *exec.Cmd) process.Usage {
+	b.Helper()
+	u, err := process.Of(cmd.Process.Pid)
 	if err != nil {
 		b.Fatal(err)
 	}
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+2:]))
-	user, _ := strconv.Atoi(fields[11])
-	system, _ := strconv.Atoi(fields[12])
-	status, err := os.ReadFile(dir + "status")
-	if err != nil {
-		b.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(status), "VmRSS:")
-	kib, _ := strconv.Atoi(strings.Fields(rest)[0])
-	return process{cpu: time.Duration(user+system) * 10 * time.Millisecond, residentMiB: float64(kib) / 1024}
+	return u
 }
 
 // rows are what TestMain prints in the end, as one table.

@@ -22,6 +22,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"gpuscaler/scaler/bench/process"
 )
 
 // sizes are the fleets that are measured, in nodes; GPUSCALER_BENCH_SIZES names
@@ -134,28 +136,11 @@ func (f *front) state(b *testing.B) (s state) {
 	return s
 }
 
-// process is what the kernel counts of it: proc(5), stat and status.
-type process struct {
-	cpu                  time.Duration
-	residentMiB, peakMiB float64
-}
-
-func usage(b *testing.B, cmd *exec.Cmd) process {
+func usage(b *testing.B, cmd *exec.Cmd) process.Usage {
 	b.Helper()
-	dir := fmt.Sprintf("/proc/%d/", cmd.Process.Pid)
-	stat, err := os.ReadFile(dir + "stat")
+	u, err := process.Of(cmd.Process.Pid)
 	must(b, err)
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+2:]))
-	user, _ := strconv.Atoi(fields[11])
-	system, _ := strconv.Atoi(fields[12])
-	status, err := os.ReadFile(dir + "status")
-	must(b, err)
-	mib := func(name string) float64 {
-		_, rest, _ := strings.Cut(string(status), name+":")
-		kib, _ := strconv.Atoi(strings.Fields(rest)[0])
-		return float64(kib) / 1024
-	}
-	return process{time.Duration(user+system) * 10 * time.Millisecond, mib("VmRSS"), mib("VmHWM")}
+	return u
 }
 
 func BenchmarkFleet(b *testing.B) {
@@ -245,8 +230,8 @@ func measure(b *testing.B, binary string, nodes int) row {
 	millis := func(d time.Duration) float64 { return 1000 * d.Seconds() }
 	of := func(q float64) float64 { return float64(quantile(metrics, q)) / float64(quantile(health, q)) }
 	return row{
-		nodes: nodes, cpuPercent: 100 * (after.cpu - before.cpu).Seconds() / watched.Seconds(),
-		residentMiB: after.residentMiB, peakMiB: after.peakMiB, kilobytes: rate,
+		nodes: nodes, cpuPercent: 100 * (after.CPU - before.CPU).Seconds() / watched.Seconds(),
+		residentMiB: after.ResidentMiB, peakMiB: after.PeakMiB, kilobytes: rate,
 		ageP50: quantile(ages, 0.5).Seconds(), ageP99: quantile(ages, 0.99).Seconds(),
 		metricsP50: millis(quantile(metrics, 0.5)), metricsP99: millis(quantile(metrics, 0.99)), p50Of: of(0.5), p99Of: of(0.99),
 		clusterMillis: millis(quantile(cluster, 0.5)), firstMillis: millis(first),
