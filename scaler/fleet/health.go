@@ -20,18 +20,19 @@ type Health struct {
 	HasThrottled bool
 }
 
-// diagnose takes over how the device is from a reading, taken t after the start.
-func (d *device) diagnose(in *snapshot.Device, t, gap time.Duration) {
+// diagnose says how the device is by a reading, taken t after the start, and by what it
+// was before (nil: it was not there).
+func (d *device) diagnose(in *snapshot.Device, before *Device, t, gap time.Duration) *Health {
 	h := &Health{States: in.States, Errors: errorsOf(in.Counters)}
-	if previous := d.health; previous != nil {
-		for name, n := range previous.Errors {
-			if _, told := h.Errors[name]; !told && in.Error != "" {
+	if in.Error != "" && before != nil {
+		for name, n := range before.Health.Errors {
+			if _, told := h.Errors[name]; !told {
 				h.Errors[name] = n
 			}
 		}
 	}
 	for i, reason := range snapshot.Throttles {
-		s := &d.throttled[i]
+		s := &d.slowed[i]
 		on, told := in.States[reason.State()]
 		switch {
 		case told && on:
@@ -42,7 +43,7 @@ func (d *device) diagnose(in *snapshot.Device, t, gap time.Duration) {
 		h.Throttled[i] = s.sum
 		h.HasThrottled = h.HasThrottled || s.known
 	}
-	d.health = h
+	return h
 }
 
 // errorsOf are the counters that are of errors.

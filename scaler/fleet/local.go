@@ -42,10 +42,7 @@ type device struct {
 	gauges   map[string]*window.Gauge
 	counters map[string]*window.Counter
 	totals   [len(Integrated)]total
-
-	health    *Health
-	throttled [len(snapshot.Throttles)]total
-
+	slowed   [len(snapshot.Throttles)]total
 	public   *Device
 	reported map[string]string // the failing metrics that the log knows of
 }
@@ -187,8 +184,7 @@ func (s *Source) merge(sample *snapshot.Sample, heard time.Time) {
 		d.update(in, heard, heard.Sub(l.start))
 		d.integrate(in, heard.Sub(l.start), l.staleAfter)
 		d.publishTotals()
-		d.diagnose(in, heard.Sub(l.start), l.staleAfter)
-		d.public.Health = d.health
+		d.public.Health = d.diagnose(in, before, heard.Sub(l.start), l.staleAfter)
 		l.weight -= d.weight
 		d.weight = 1 + len(d.gauges) + len(d.counters) + len(d.public.failed)
 		l.weight += d.weight
