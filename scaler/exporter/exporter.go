@@ -97,23 +97,6 @@ type scrape struct {
 	now time.Time
 }
 
-func (s *scrape) gauge(d *prometheus.Desc, v float64, labels ...string) {
-	s.send(d, prometheus.GaugeValue, v, labels)
-}
-
-func (s *scrape) counter(d *prometheus.Desc, v float64, labels ...string) {
-	s.send(d, prometheus.CounterValue, v, labels)
-}
-
-// send sends a series; one that cannot be is told of as such, beside all others.
-func (s *scrape) send(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels []string) {
-	m, err := prometheus.NewConstMetric(d, kind, v, labels...)
-	if err != nil {
-		m = prometheus.NewInvalidMetric(d, err)
-	}
-	s.to <- m
-}
-
 func truth(b bool) float64 {
 	if b {
 		return 1
@@ -147,10 +130,10 @@ func (s *scrape) ofNode(n *fleet.Node, m *meter.Reading) {
 		if d == nil {
 			d = &fleet.Device{ID: p.Device, Index: -1}
 		}
-		labels := podLabels(p.Pod, d)
+		of := s.podLabels(p.Pod, d)
 		for _, i := range podIntegrals {
 			if p.Totals[i] > 0 || d.HasTotal[i] {
-				s.counter(s.podIntegrals[i], whole(p.Totals[i], integrals[i]), labels...)
+				s.counterOf(s.podIntegrals[i], whole(p.Totals[i], integrals[i]), of)
 			}
 		}
 	}
@@ -170,20 +153,20 @@ func (s *scrape) ofNode(n *fleet.Node, m *meter.Reading) {
 // device is one device. What is old or could not be read is left out, and never shown
 // as it was.
 func (s *scrape) device(d *fleet.Device) {
-	labels := gpuLabels(d)
+	of := s.gpuLabels(d)
 	up := d.Error == "" && s.fresh(d.Heard)
-	s.gauge(s.up, truth(up), labels...)
-	s.gauge(s.age, max(0, s.now.Sub(d.Heard).Seconds()), labels...)
+	s.gaugeOf(s.up, truth(up), of)
+	s.gaugeOf(s.age, max(0, s.now.Sub(d.Heard).Seconds()), of)
 	if d.MemoryTotalMiB > 0 {
-		s.gauge(s.memory, d.MemoryTotalMiB*(1<<20), labels...)
+		s.gaugeOf(s.memory, d.MemoryTotalMiB*(1<<20), of)
 	}
-	s.health(d, up, labels)
+	s.health(d, up, of)
 	if up {
 		for metric, means := range d.Means().All() {
 			if q, ok := gauges[metric]; ok {
-				s.gauge(s.gauges[metric], means[0]*q.scale, labels...)
+				s.gaugeOf(s.gauges[metric], means[0]*q.scale, of)
 			} else {
-				s.gauge(s.custom, means[0], append([]string{metric}, labels...)...)
+				s.gauge(s.custom, means[0], append([]string{metric}, gpuNames(d)...)...)
 			}
 		}
 	}
@@ -191,10 +174,10 @@ func (s *scrape) device(d *fleet.Device) {
 
 // totals are a device's, which stay for a while when it is gone.
 func (s *scrape) totals(d meter.DeviceSums) {
-	labels := gpuLabels(d.Device)
+	of := s.gpuLabels(d.Device)
 	for i := range d.Totals {
 		if d.Device.HasTotal[i] || d.Totals[i] > 0 {
-			s.counter(s.integrals[i], whole(d.Totals[i], integrals[i]), labels...)
+			s.counterOf(s.integrals[i], whole(d.Totals[i], integrals[i]), of)
 		}
 	}
 }
@@ -220,33 +203,37 @@ func (s *scrape) pods(n *fleet.Node, devices map[string]*fleet.Device) {
 }
 
 func (s *scrape) podGauge(p *fleet.Pod, share *attribution.Share, d *fleet.Device, holders int, holds bool) {
-	labels := podLabels(meter.Pod{
+	of := s.podLabels(meter.Pod{
 		Workload: meter.Workload{Namespace: p.Namespace, Kind: p.Owner.Kind, Name: p.Owner.Name},
 		Pod:      p.Name, Container: share.Container, Device: d.ID,
 	}, d)
 	if holds {
-		s.gauge(s.share, 1/float64(holders), labels...)
+		s.gaugeOf(s.share, 1/float64(holders), of)
 	}
 	if d.Error != "" || !s.fresh(d.Heard) {
 		return
 	}
 	for _, metric := range podGauges {
 		if v, ok := d.Value(metric, 0); ok && (holds || metric == "power_draw") {
-			s.gauge(s.podGauges[metric], v*gauges[metric].scale/float64(holders), labels...)
+			s.gaugeOf(s.podGauges[metric], v*gauges[metric].scale/float64(holders), of)
 		}
 	}
 }
 
-func gpuLabels(d *fleet.Device) []string {
+func (s *scrape) gpuLabels(d *fleet.Device) labels {
+	return prometheus.MakeLabelPairs(s.up, gpuNames(d))
+}
+
+func gpuNames(d *fleet.Device) []string {
 	return []string{strconv.Itoa(d.Index), d.ID, d.Model, d.Profile}
 }
 
-func podLabels(p meter.Pod, d *fleet.Device) []string {
+func (s *scrape) podLabels(p meter.Pod, d *fleet.Device) labels {
 	gpu := ""
 	if d.Index >= 0 {
 		gpu = strconv.Itoa(d.Index)
 	}
-	return []string{p.Namespace, p.Pod, p.Container, p.Kind, p.Name, gpu, d.ID, d.Profile}
+	return prometheus.MakeLabelPairs(s.share, []string{p.Namespace, p.Pod, p.Container, p.Kind, p.Name, gpu, d.ID, d.Profile})
 }
 
 // readers are those that speak; those of one name count as one.

@@ -23,12 +23,12 @@ var applicationXIDs = []uint64{
 }
 
 // health is how a device is: conditions only while it is read, errors for good.
-func (s *scrape) health(d *fleet.Device, up bool, labels []string) {
+func (s *scrape) health(d *fleet.Device, up bool, plain labels) {
 	h := d.Health
 	if h == nil {
 		return
 	}
-	of := func(first string) []string { return append([]string{first}, labels...) }
+	of := func(first string) []string { return append([]string{first}, gpuNames(d)...) }
 	for i, reason := range snapshot.Throttles {
 		if on, told := h.States[reason.State()]; told && up {
 			s.gauge(s.throttled, truth(on), of(reason.Name)...)
@@ -39,7 +39,7 @@ func (s *scrape) health(d *fleet.Device, up bool, labels []string) {
 	}
 	for state, desc := range map[string]*prometheus.Desc{snapshot.RowRemapPending: s.rowPending, snapshot.RowRemapFailed: s.rowFailed} {
 		if on, told := h.States[state]; told && up {
-			s.gauge(desc, truth(on), labels...)
+			s.gaugeOf(desc, truth(on), plain)
 		}
 	}
 	for counter, kind := range map[string]string{snapshot.ECCCorrected: "corrected", snapshot.ECCUncorrected: "uncorrected"} {
