@@ -14,6 +14,7 @@ import (
 	"github.com/cenkalti/backoff/v4"
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
@@ -32,6 +33,9 @@ const (
 	// A stream that broke is opened again so soon, at first and at last.
 	firstRetry = 200 * time.Millisecond
 	lastRetry  = 5 * time.Second
+	// lookAgain is the longest wait while there is no connection. gRPC has a pace of
+	// its own to make one; two that wait for each other would take 13 s.
+	lookAgain = time.Second
 	// ownRetry is how soon an address is tried again that was this scaler's own.
 	ownRetry = time.Minute
 	// connecting is how many connections are made at once.
@@ -284,6 +288,9 @@ func (m *Mesh) watch(ctx context.Context, a address, peer *fleet.Peer) {
 				m.o.Log.Warn("peer is not heard", "peer", a.name, "target", a.target, "error", err)
 			}
 			told = err.Error()
+			if conn.GetState() != connectivity.Ready {
+				wait = min(wait, lookAgain)
+			}
 		}
 		select {
 		case <-ctx.Done():
