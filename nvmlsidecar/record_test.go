@@ -119,7 +119,7 @@ func TestOnceWithoutADriver(t *testing.T) {
 		setup setup
 		want  string
 	}{
-		{setup{library: "/nonexistent/" + "libnvidia-ml.so.1"}, "nvmlInit: LIBRARY_NOT_FOUND"},
+		{setup{library: "/nonexistent/" + "libnvidia-ml.so.1"}, "nvmlInit: LIBRARY_NOT_FOUND: /nonexistent/libnvidia-ml.so.1: cannot open shared object file: No such file or directory"},
 		{setup{faults: []string{"init DRIVER_NOT_LOADED"}}, "nvmlInit: DRIVER_NOT_LOADED"},
 		{setup{faults: []string{"hang nvmlInit_v2 100"}}, "a call into the driver has not returned"},
 	} {

@@ -44,6 +44,8 @@ const (
 	// kernelGPUs has an entry for each GPU that the kernel driver knows. NVML
 	// itself learns of a new GPU only when it is initialised.
 	kernelGPUs = "/proc/driver/nvidia/gpus"
+	// defaultLibrary is a name that the dynamic linker finds.
+	defaultLibrary = "libnvidia-ml.so.1"
 )
 
 // ErrOutdated says that the loaded library no longer fits the kernel's driver.
@@ -55,8 +57,9 @@ var ErrOutdated = errors.New("the NVML library does not fit the kernel driver (L
 // at any time, and ReadSlow runs beside Read. There is no Close: a call that
 // hangs could not be waited for, so NVML is left to the end of the process.
 type Driver struct {
-	lib nvml.Interface
-	log *slog.Logger
+	lib  nvml.Interface
+	path string // of lib: a path, or a name that the dynamic linker finds
+	log  *slog.Logger
 
 	// open guards the handles: whoever calls into NVML holds it for reading,
 	// Shutdown and Init for writing.
@@ -96,12 +99,11 @@ type identity struct{ uuid, model, file string }
 // New prepares to read through a library: a path, or a name that the dynamic
 // linker finds; "" is libnvidia-ml.so.1. Nothing is loaded yet.
 func New(library string, log *slog.Logger) *Driver {
-	var options []nvml.LibraryOption
-	if library != "" {
-		options = append(options, nvml.WithLibraryPath(library))
+	if library == "" {
+		library = defaultLibrary
 	}
 	return &Driver{
-		lib: nvml.New(options...), log: log, reopened: make(chan struct{}, 1),
+		lib: nvml.New(nvml.WithLibraryPath(library)), path: library, log: log, reopened: make(chan struct{}, 1),
 		symbols: map[string]bool{}, kept: map[string]*kept{}, known: map[int]identity{},
 		instances: map[string][]snapshot.Device{}, xids: map[string]map[string]float64{},
 	}
@@ -269,6 +271,11 @@ func (d *Driver) init(now time.Time) error {
 		}
 	} else {
 		d.mismatched = time.Time{}
+	}
+	if ret == nvml.ERROR_LIBRARY_NOT_FOUND {
+		if reason := whyNotLoaded(d.path); reason != "" {
+			return fmt.Errorf("nvmlInit: %s: %s", name(ret), reason)
+		}
 	}
 	if ret != nvml.SUCCESS {
 		return fmt.Errorf("nvmlInit: %s", name(ret))

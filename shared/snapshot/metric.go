@@ -109,11 +109,15 @@ func (m Metric) Check(v float64) error {
 	return nil
 }
 
-// Divides says whether the share of a device has a share of the metric. It does
-// where the metric is a percentage of the device or adds up over devices. A
-// temperature is the same for all who share it, and what a writer's own metric
-// means is not known.
-func (m Metric) Divides() bool { return m.Sums || (m.Builtin() && m.Unit == "%") }
+// Divides says whether each owner of a shared device counts with a part of the metric, so
+// that the parts add up to the device: quantities do (MiB, W, MB/s). A percentage counts
+// whole for each: an owner of one of N slots asked for 1/N of the device, and a device at
+// 100 % means that its slots are used up. A temperature is the same for all, and what a
+// reader's own metric means is not known.
+func (m Metric) Divides() bool { return m.Sums }
+
+// Percentage says whether the metric is in percent.
+func (m Metric) Percentage() bool { return m.Unit == "%" }
 
 // isCustom accepts x_ followed by 1 to 60 lower-case letters, digits or underscores.
 func isCustom(name string) bool {

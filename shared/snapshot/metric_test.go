@@ -111,6 +111,15 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+func TestPercentage(t *testing.T) {
+	for name, want := range map[string]bool{"gpu_utilization": true, "memory_used_percent": true, "sm_occupancy": true,
+		"memory_used_mib": false, "temperature": false, "nvlink_tx_mbps": false, "x_percent": false} {
+		m, ok := Lookup(name)
+		require.True(t, ok, name)
+		assert.Equal(t, want, m.Percentage(), name)
+	}
+}
+
 func TestUsedPercent(t *testing.T) {
 	percent, ok := UsedPercent(6144, 8192)
 	assert.True(t, ok)
