@@ -9,7 +9,10 @@
 // Like the HPA it counts in thousandths, as whole numbers.
 package replicas
 
-import "math"
+import (
+	"math"
+	"math/bits"
+)
 
 // DefaultTolerance is the HPA's: --horizontal-pod-autoscaler-tolerance.
 const DefaultTolerance = 0.1
@@ -20,13 +23,13 @@ type State int
 // The states. Pods that are terminating, have failed or are finished are not
 // given.
 const (
-	// Counting: the pod has been ready, and its value is known. An overloaded pod
-	// that fails its probe counts, too.
+	// Counting: the value counts. An overloaded pod that was ready and fails its
+	// probe counts, too.
 	Counting State = iota
-	// Starting: the pod has never been ready. Its value, if it has one, is that
-	// of a process that loads.
+	// Starting: the pod counts as not ready ("unready" in the HPA). Its value, if it
+	// has one, is that of a process that loads.
 	Starting
-	// Missing: nothing is known of the pod now.
+	// Missing: the pod has no value now.
 	Missing
 )
 
@@ -54,10 +57,23 @@ type Workload struct {
 	Target float64
 	// PerPod says that the HPA's target is an AverageValue; else it is a Value.
 	PerPod bool
-	// Tolerance is how far from 1 the ratio of mean and target may be with nothing
-	// done: see DefaultTolerance.
-	Tolerance float64
+	// Tolerance is how far from 1 the ratio of mean and target may be with the replica
+	// count kept.
+	Tolerance Tolerances
+	// Composite says that KEDA feeds the number to a formula (scalingModifiers), so
+	// that the HPA never compares it with Target: the natural number is the answer.
+	Composite bool
 }
+
+// Tolerances are the HPA's, for each direction: 0 or above, as shares of 1. See
+// DefaultTolerance.
+type Tolerances struct{ Up, Down float64 }
+
+// Both is one tolerance for both directions.
+func Both(tolerance float64) Tolerances { return Tolerances{tolerance, tolerance} }
+
+// within is Tolerances.isWithin of the HPA.
+func (t Tolerances) within(ratio float64) bool { return 1-t.Down <= ratio && ratio <= 1+t.Up }
 
 // Reason says which of the rules decided.
 type Reason string
@@ -72,10 +88,13 @@ const (
 	ByAll Reason = "mean with values assumed for pods that start or are missing"
 	// WithinTolerance: the mean is so near the target that nothing changes.
 	WithinTolerance Reason = "within the tolerance"
-	// WouldReverse: the assumed values turn the direction round, so nothing changes.
-	WouldReverse Reason = "values assumed for pods that start or are missing reverse the direction"
-	// NoneCounts: no pod counts, so nothing changes.
-	NoneCounts Reason = "no pod has been ready and has a value"
+	// WouldReverse: the assumed values would reverse the scaling direction, so the
+	// replica count is kept.
+	WouldReverse Reason = "values assumed for pods that start or are missing would reverse the direction"
+	// NoneCounts: no pod counts, so the replica count is kept.
+	NoneCounts Reason = "no pod is ready and has a value"
+	// ByFormula: the ScaledObject's formula decides, on the natural number.
+	ByFormula Reason = "the ScaledObject's formula decides"
 )
 
 // Decision is how many replicas there should be, and why.
@@ -84,11 +103,13 @@ type Decision struct {
 	Desired int
 	// Mean is that of the pods that count; 0 if there is none.
 	Mean float64
-	// Number is what the HPA has to be told. It is the natural one (the sum under
+	// Number is the one to report to the HPA. It is the natural one (the sum under
 	// AverageValue, the mean under Value) wherever that leads to Desired.
 	Number float64
 	// Leads is how many replicas Number leads to. It differs from Desired where no
-	// number leads there, because the change is within the HPA's tolerance.
+	// number leads there, because the change is within the HPA's tolerance. With
+	// ByFormula, Desired and Leads are the present replicas: the formula's result is
+	// not known here.
 	Leads int
 	// Reason is the rule that decided.
 	Reason Reason
@@ -103,14 +124,35 @@ func Decide(w *Workload) Decision {
 	if c.counting > 0 {
 		d.Mean = units(c.sum / int64(c.counting))
 	}
+	if w.Composite {
+		d.Desired, d.Leads, d.Reason, d.Number = w.Spec, w.Spec, ByFormula, units(c.natural(w))
+		return d
+	}
 	d.Desired, d.Reason = c.desired(w)
 	d.Number, d.Leads = number(w, &c, d.Desired)
 	return d
 }
 
+// natural is the number for a formula: the mean, or the sum, in which a missing pod
+// has the mean of the others. Any other assumption depends on a target, and the
+// formula's is not the trigger's. A pod that starts adds nothing to a sum; one that is
+// ready already is among those that the HPA multiplies a mean by.
+func (c *counted) natural(w *Workload) int64 {
+	switch {
+	case c.counting == 0:
+		return 0
+	case w.PerPod && c.missing > 0:
+		return mulDiv(c.sum, int64(c.counting+c.missing), int64(c.counting))
+	case w.PerPod:
+		return c.sum
+	}
+	return c.sum / int64(c.counting+c.newcomers)
+}
+
 // counted is a workload's pods, summed up. Sums are in thousandths.
 type counted struct {
 	counting, starting, missing, ready int
+	newcomers                          int // of starting, those that are ready
 	sum, target                        int64
 }
 
@@ -125,9 +167,12 @@ func count(w *Workload) (c counted) {
 		switch p.State {
 		case Counting:
 			c.counting++
-			c.sum += thousandths(p.Value)
+			c.sum = add(c.sum, thousandths(p.Value))
 		case Starting:
 			c.starting++
+			if p.Ready {
+				c.newcomers++
+			}
 		case Missing:
 			c.missing++
 		}
@@ -145,7 +190,7 @@ func (c *counted) desired(w *Workload) (int, Reason) {
 	sum, pods := c.sum, c.counting
 	if c.missing > 0 {
 		if down {
-			sum += int64(c.missing) * c.target
+			sum = add(sum, mulDiv(int64(c.missing), c.target, 1))
 		}
 		if up || down {
 			pods += c.missing
@@ -155,14 +200,14 @@ func (c *counted) desired(w *Workload) (int, Reason) {
 		pods += c.starting
 	}
 	if pods == c.counting {
-		if within(first, w.Tolerance) {
+		if w.Tolerance.within(first) {
 			return w.Spec, WithinTolerance
 		}
 		return ceil(first * float64(pods)), ByMean
 	}
 	second := ratio(sum, pods, c.target)
 	switch {
-	case within(second, w.Tolerance):
+	case w.Tolerance.within(second):
 		return w.Spec, WithinTolerance
 	case up && second < 1, down && second > 1:
 		return w.Spec, WouldReverse
@@ -179,16 +224,31 @@ func ratio(sum int64, pods int, target int64) float64 {
 	return float64(sum/int64(pods)) / float64(target)
 }
 
-func within(ratio, tolerance float64) bool {
-	return 1-tolerance <= ratio && ratio <= 1+tolerance
-}
-
 func ceil(replicas float64) int {
 	return int(min(math.Ceil(replicas), math.MaxInt32))
 }
 
-// largest keeps sums over any number of pods away from overflow.
-const largest = math.MaxInt64 >> 24
+// largest is the most that fits the HPA's whole thousandths with room for what
+// float64 rounds away: 9e15 units. Larger sums and products stay there.
+const largest = 9_000_000_000_000_000_000
+
+func add(a, b int64) int64 {
+	if a > largest-b {
+		return largest
+	}
+	return a + b
+}
+
+// mulDiv is a x b / c without overflow on the way, at most largest. None is negative,
+// and c is above 0.
+func mulDiv(a, b, c int64) int64 {
+	hi, lo := bits.Mul64(uint64(a), uint64(b)) //nolint:gosec // none is negative
+	if hi >= uint64(c) {                       //nolint:gosec // above 0
+		return largest
+	}
+	q, _ := bits.Div64(hi, lo, uint64(c)) //nolint:gosec // above 0
+	return int64(min(q, largest))
+}
 
 func thousandths(v float64) int64 {
 	return int64(min(max(math.Round(v*1000), 0), largest))

@@ -75,7 +75,7 @@ func TestDecide(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n := len(c.pods)
-			d := Decide(&Workload{Pods: c.pods, Spec: n, Status: n, Target: c.target, PerPod: !c.value, Tolerance: DefaultTolerance})
+			d := Decide(&Workload{Pods: c.pods, Spec: n, Status: n, Target: c.target, PerPod: !c.value, Tolerance: Both(DefaultTolerance)})
 			assert.Equal(t, c.want, d.Desired)
 			assert.Equal(t, c.want, d.Leads)
 			assert.InDelta(t, c.number, d.Number, 1e-9)
@@ -93,14 +93,14 @@ func TestNumber(t *testing.T) {
 	for range 200_000 {
 		w := &Workload{
 			Spec: random.IntN(9), Status: random.IntN(9), PerPod: random.IntN(2) == 0,
-			Target: float64(1+random.IntN(40)) / 1000, Tolerance: []float64{0, 0.1, 0.3}[random.IntN(3)],
+			Target: float64(1+random.IntN(40)) / 1000, Tolerance: Tolerances{[]float64{0, 0.02, 0.1, 0.3}[random.IntN(4)], []float64{0, 0.02, 0.1, 0.3}[random.IntN(4)]},
 		}
 		for range 1 + random.IntN(8) {
 			w.Pods = append(w.Pods, Pod{State: State(random.IntN(3)), Ready: random.IntN(2) == 0, Value: float64(random.IntN(80)) / 1000})
 		}
 		d := Decide(w)
 		c := count(w)
-		require.Equal(t, d.Leads, told(w, &c, thousandths(d.Number)), "%+v: %+v", w, d)
+		require.Equal(t, d.Leads, leads(w, &c, thousandths(d.Number)), "%+v: %+v", w, d)
 		require.False(t, d.Number < 0)
 		if d.Leads == d.Desired {
 			continue
@@ -108,7 +108,7 @@ func TestNumber(t *testing.T) {
 		unreachable++
 		nearest := d.Leads
 		for n := range int64(d.Desired+2) * (c.target + 1) * int64(max(1, c.ready)) {
-			if got := told(w, &c, n); distance(got, d.Desired) < distance(nearest, d.Desired) {
+			if got := leads(w, &c, n); distance(got, d.Desired) < distance(nearest, d.Desired) {
 				nearest = got
 			}
 		}
@@ -116,6 +116,26 @@ func TestNumber(t *testing.T) {
 	}
 	assert.NotZero(t, unreachable)
 	t.Logf("no number leads to the desired replicas in %d of 200000", unreachable)
+}
+
+// Under AverageValue the HPA keeps the pods there are within its tolerance, not those asked
+// for. A rollout has more of them all the time, and adds to what is asked for.
+func TestRolloutWithSurge(t *testing.T) {
+	for name, c := range map[string]struct {
+		spec, status, led int
+		value             float64 // of each pod; the target is 80
+	}{
+		"20 held and one more for the rollout": {20, 21, 19, 80},
+		"40 held and two more":                 {40, 42, 38, 80},
+		"few: the number leads there":          {10, 11, 10, 80},
+		"one is refused by a quota":            {20, 19, 19, 80},
+		"one less is right":                    {21, 21, 21, 76}, // 19.95 of them, within the tolerance
+		"more is right":                        {20, 21, 25, 100},
+	} {
+		w := &Workload{Pods: join(pods(c.spec, c.value), starting(max(0, c.status-c.spec))), Spec: c.spec, Status: c.status, Target: 80, PerPod: true, Tolerance: Both(DefaultTolerance)}
+		d := Decide(w)
+		assert.Equal(t, c.led, d.Leads, name)
+	}
 }
 
 // What no workload has must not overflow.
@@ -128,7 +148,7 @@ func TestExtremes(t *testing.T) {
 }
 
 func BenchmarkDecide(b *testing.B) {
-	w := &Workload{Pods: join(pods(40, 90), starting(20), missing(4)), Spec: 64, Status: 64, Target: 80, PerPod: true, Tolerance: DefaultTolerance}
+	w := &Workload{Pods: join(pods(40, 90), starting(20), missing(4)), Spec: 64, Status: 64, Target: 80, PerPod: true, Tolerance: Both(DefaultTolerance)}
 	b.ReportAllocs()
 	for b.Loop() {
 		Decide(w)

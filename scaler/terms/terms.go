@@ -18,34 +18,8 @@ import (
 // period.
 const DefaultWindow = 15 * time.Second
 
-// Bounds of a target, both inclusive. Three decimals of a target survive on
-// its way to the HPA, so a smaller one would arrive as 0 and be divided by;
-// a larger one than any metric can have would never be met.
-const (
-	MinTarget = 0.001
-	MaxTarget = 1e15
-)
-
 // maxShown is how many bytes of a value an error message shows.
 const maxShown = 64
-
-// ParseTarget reads a target in the metric's unit: a plain decimal number from
-// MinTarget to MaxTarget. The error quotes the text and says what is allowed.
-func ParseTarget(text string) (float64, error) {
-	const allowed = "allowed is a finite number above 0"
-	v, err := parseNumber(text, allowed)
-	switch {
-	case err != nil:
-		return 0, err
-	case v <= 0:
-		return 0, fmt.Errorf("%s is not above 0; %s", Quote(text), allowed)
-	case v < MinTarget:
-		return 0, fmt.Errorf("%s is below %v, the smallest target that reaches the HPA; %s", Quote(text), MinTarget, allowed)
-	case v > MaxTarget:
-		return 0, fmt.Errorf("%s is above %v, more than any metric can have; %s", Quote(text), MaxTarget, allowed)
-	}
-	return v, nil
-}
 
 // ParseActivation reads an activation threshold in the metric's unit: a plain
 // decimal number, 0 or above. The error quotes the text and says what is

@@ -35,6 +35,24 @@ func Name(key string) string {
 	return key
 }
 
+// IsLabel says whether a name is one that Kubernetes takes for a container (a
+// DNS-1123 label): 1 to 63 lower-case letters, digits and dashes, not beginning
+// or ending with a dash.
+func IsLabel(name string) bool {
+	if name == "" || len(name) > 63 || name[0] == '-' || name[len(name)-1] == '-' {
+		return false
+	}
+	for _, c := range []byte(name) {
+		if (c < 'a' || c > 'z') && !isDigit(c) && c != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+// LabelAllowed is what IsLabel allows, for messages.
+const LabelAllowed = "allowed are 1 to 63 lower-case letters, digits and dashes, not beginning or ending with a dash"
+
 // UnknownWord says that word is none of allowed, proposes the nearest one and
 // lists them at its end.
 func UnknownWord(word string, allowed []string) error {

@@ -8,6 +8,7 @@
 package window
 
 import (
+	"math"
 	"slices"
 	"time"
 )
@@ -25,56 +26,107 @@ type Means [len(Windows)]float64
 // Index is the position of a window in Means, or -1.
 func Index(w time.Duration) int { return slices.Index(Windows[:], w) }
 
+// Coverage is for how much of each of Windows there are readings, in the same order: each
+// reading stands for the time since the one before, if that is not longer than Gap. That
+// of the last reading is 0.
+type Coverage [len(Windows)]time.Duration
+
+// Whole is the coverage with readings for all of each window.
+var Whole = Coverage(Windows)
+
+// Gap is the longest time between two readings that the second one stands for, unless the
+// readings before were about as far apart. After a longer one a series begins anew,
+// though its mean takes in what was before.
+const Gap = 15 * time.Second
+
+// slowest is the longest pace of a reader, in seconds, and its jitter: nvmlsidecar's
+// --interval is a minute at most. What is longer is a silence in any case.
+const slowest = 75
+
 // Gauge is a series of readings of one value. The zero Gauge is empty.
 type Gauge struct {
 	buckets []bucket // oldest first, at most one a second
 	last    float64
+	at      time.Duration // of last
+	step    int64         // seconds between the last two buckets
 }
 
 type bucket struct {
 	second int64
 	sum    float64
-	n      int
+	n      int32
+	covers int32 // seconds since the bucket before, 0 after a gap
 }
 
 // Add takes a reading at time t and forgets what is older than Longest.
 func (g *Gauge) Add(t time.Duration, v float64) {
-	g.last = v
+	g.last, g.at = v, t
 	second := int64(t / time.Second)
-	if n := len(g.buckets); n > 0 && g.buckets[n-1].second >= second {
-		g.buckets[n-1].sum += v
-		g.buckets[n-1].n++
-		return
+	b := bucket{second: second, sum: v, n: 1}
+	if n := len(g.buckets); n > 0 {
+		newest := &g.buckets[n-1]
+		if newest.second >= second {
+			newest.sum += v
+			newest.n++
+			return
+		}
+		since := second - newest.second
+		if since <= max(int64(Gap/time.Second), min(2*g.step, slowest)) {
+			b.covers = int32(min(since, int64(Longest/time.Second))) //nolint:gosec // at most Longest
+		}
+		g.step = since
 	}
 	old := 0
 	for old < len(g.buckets) && g.buckets[old].second <= second-int64(Longest/time.Second) {
 		old++
 	}
-	g.buckets = append(g.buckets[old:], bucket{second, v, 1})
+	g.buckets = append(g.buckets[old:], b)
 }
 
 // Means are the means of the readings in the last 0 s, 15 s, 1 m and 5 m
 // before t, of as many as there are since the series began. ok is false when
 // there is none within the shortest span.
 func (g *Gauge) Means(t time.Duration) (m Means, ok bool) {
+	m, _, ok = g.Since(t, math.MinInt64)
+	return m, ok
+}
+
+// Since are the means as Means has them, of the readings after a moment only, and for
+// how much of each window there are some. ok is false when there is none within the
+// shortest span.
+func (g *Gauge) Since(t, from time.Duration) (m Means, c Coverage, ok bool) {
 	second := int64(t / time.Second)
+	first := int64(math.MinInt64)
+	if from > math.MinInt64 {
+		first = int64((from + time.Second - 1) / time.Second) // of the first whole bucket
+	}
 	var sum float64
-	var n int
+	var n, covered int64
 	i := len(g.buckets) - 1
 	for w, span := range Windows {
-		for ; i >= 0 && g.buckets[i].second > second-int64(span/time.Second); i-- {
+		begin := second - int64(span/time.Second)
+		for ; i >= 0 && g.buckets[i].second > begin && g.buckets[i].second >= first; i-- {
 			sum += g.buckets[i].sum
-			n += g.buckets[i].n
+			n += int64(g.buckets[i].n)
+			covered += int64(g.buckets[i].covers)
 		}
 		if n > 0 {
 			m[w] = sum / float64(n)
 		} else if span > 0 {
-			return m, false
+			return m, c, false
+		}
+		if span > 0 { // less what the oldest stands for before the window
+			oldest := g.buckets[i+1]
+			before := max(0, int64(oldest.covers)-(oldest.second-max(begin, first)))
+			c[w] = time.Duration(covered-before) * time.Second
 		}
 	}
 	m[0] = g.last
-	return m, true
+	return m, c, g.at > from
 }
+
+// jitter is how much too early a reading may be, half a bucket, to be as old as a span.
+const jitter = 500 * time.Millisecond
 
 // Counter is a series of readings of a cumulative figure. The zero Counter is
 // empty.
@@ -120,24 +172,37 @@ func (c *Counter) Add(t time.Duration, v float64) {
 // Rates are the mean growths per second over Windows; the first is that
 // between the last two readings. ok is false with fewer than two readings.
 func (c *Counter) Rates() (m Means, ok bool) {
+	m, _, ok = c.Since(math.MinInt64)
+	return m, ok
+}
+
+// Since are the rates as Rates has them, of the readings after a moment only, and how
+// much of each window they span. ok is false with fewer than two such readings.
+func (c *Counter) Since(after time.Duration) (m Means, covered Coverage, ok bool) {
 	n := len(c.readings)
-	if n < 2 {
-		return m, false
+	if n < 2 || c.previous.at < after {
+		return m, covered, false
 	}
 	last := c.readings[n-1]
 	from := n - 2
+	if c.readings[from].at < after { // previous is of the last one's second
+		return m, covered, false
+	}
 	for w, span := range Windows {
 		start := c.previous
 		if span > 0 {
 			// The span begins at the last reading that is at least as old as
 			// it is, so that a window of 15 s at one reading a second covers
-			// 15 intervals. Half a bucket absorbs the jitter of the readings.
-			for from > 0 && last.at-c.readings[from].at < span-500*time.Millisecond {
+			// 15 intervals.
+			for from > 0 && last.at-c.readings[from].at < span-jitter && c.readings[from-1].at >= after {
 				from--
 			}
 			start = c.readings[from]
+			if covered[w] = last.at - start.at; covered[w] >= span-jitter {
+				covered[w] = span
+			}
 		}
 		m[w] = (last.value - start.value) / (last.at - start.at).Seconds()
 	}
-	return m, true
+	return m, covered, true
 }
