@@ -19,7 +19,7 @@ type podresourcesCommand struct {
 	Socket        string        `default:"/run/gpuscaler/nvml.sock" help:"Unix socket of the scaler."`
 	KubeletSocket string        `default:"/var/lib/kubelet/pod-resources/kubelet.sock" placeholder:"FILE" help:"The kubelet's PodResources socket. It opens to uid 0 alone; in a container mount its folder, because the kubelet makes it anew."`
 	Interval      time.Duration `default:"3s" help:"Time between two questions to the kubelet, 1s to 5s."`
-	Resources     []string      `default:"nvidia.com/*" help:"Device plugins' resources that are GPUs, with * and ? as in file names."`
+	Resources     []string      `default:"nvidia.com/gpu,nvidia.com/gpu.shared,nvidia.com/mig-*" help:"Device plugins' resources that are GPUs, with * and ? as in file names. The default is what NVIDIA's device plugin has: other resources of nvidia.com are NICs and host devices."`
 	Drivers       []string      `default:"gpu.nvidia.com" help:"DRA drivers whose devices are GPUs, likewise."`
 	Once          bool          `help:"Print one answer as JSON and exit."`
 	logOptions    `embed:""`

@@ -36,8 +36,16 @@ type Share struct {
 	// instance of it; both count this one. The parts of all holders are equal, so
 	// that they add up to the device.
 	Holders, GPUHolders int
-	// Container is the pod's first that holds it. Peers do not tell of it.
-	Container string
+	// Containers are those of the pod that hold it, in the kubelet's order. Read-only.
+	Containers []string
+}
+
+// Container is the pod's first that holds it, or "".
+func (s *Share) Container() string {
+	if len(s.Containers) == 0 {
+		return ""
+	}
+	return s.Containers[0]
 }
 
 // Holding is all that one pod holds.
@@ -60,7 +68,7 @@ func Match(devices []Device, a *snapshot.Allocation, claims Claims) map[Pod]Hold
 		c := &a.Containers[i]
 		pod := Pod{c.Namespace, c.Pod}
 		if held[pod] == nil {
-			held[pod] = &set{devices: map[int]string{}}
+			held[pod] = &set{devices: map[int][]string{}}
 		}
 		for _, p := range c.Plugin {
 			for _, id := range p.IDs {
@@ -74,19 +82,21 @@ func Match(devices []Device, a *snapshot.Allocation, claims Claims) map[Pod]Hold
 	return share(node, held)
 }
 
-// set is what one pod holds, by position in the node's devices, and the first
-// container that holds it.
+// set is what one pod holds, by position in the node's devices, and the
+// containers that hold it.
 type set struct {
-	devices map[int]string
+	devices map[int][]string
 	unknown []string
 }
 
 func (s *set) add(device int, id, container string) {
-	_, held := s.devices[device]
 	switch {
-	case held:
 	case device >= 0:
-		s.devices[device] = container
+		names := s.devices[device]
+		if container != "" && !slices.Contains(names, container) {
+			names = append(names, container)
+		}
+		s.devices[device] = names
 	case !slices.Contains(s.unknown, id):
 		s.unknown = append(s.unknown, id)
 	}
@@ -111,10 +121,14 @@ func share(node *node, held map[Pod]*set) map[Pod]Holding {
 		h := Holding{Unknown: s.unknown}
 		slices.Sort(h.Unknown)
 		for d := range node.devices {
-			if container, ok := s.devices[d]; ok {
+			if containers, ok := s.devices[d]; ok {
 				gpu := node.devices[d].gpu()
-				h.Shares = append(h.Shares, Share{node.devices[d].ID, gpu, holders[d], gpuHolders[gpu], container})
+				s := Share{Device: node.devices[d].ID, GPU: gpu, Holders: holders[d], GPUHolders: gpuHolders[gpu], Containers: containers}
+				h.Shares = append(h.Shares, s)
 			}
+		}
+		if len(h.Shares) > 0 { // beside GPUs that are read, a PCI address is a NIC's
+			h.Unknown = slices.DeleteFunc(h.Unknown, pciID.MatchString)
 		}
 		if len(h.Shares)+len(h.Unknown) > 0 {
 			all[pod] = h

@@ -89,8 +89,8 @@ func TestClaims(t *testing.T) {
 	claimed := func(device string) snapshot.Container {
 		return snapshot.Container{Namespace: "ns", Pod: "p", Claimed: []snapshot.ClaimedDevice{{Driver: "gpu.nvidia.com", Pool: "node-1", Device: device}}}
 	}
-	assert.Equal(t, Holding{Shares: []Share{{"GPU-a", "GPU-a", 1, 1, ""}}}, match(claimed("gpu-1"))[Pod{"ns", "p"}])
-	assert.Equal(t, Holding{Shares: []Share{{"MIG-1", "GPU-c", 1, 1, ""}}}, match(claimed("gpu-2-mig-1"))[Pod{"ns", "p"}])
+	assert.Equal(t, Holding{Shares: []Share{{"GPU-a", "GPU-a", 1, 1, nil}}}, match(claimed("gpu-1"))[Pod{"ns", "p"}])
+	assert.Equal(t, Holding{Shares: []Share{{"MIG-1", "GPU-c", 1, 1, nil}}}, match(claimed("gpu-2-mig-1"))[Pod{"ns", "p"}])
 	for _, unknown := range []string{"gpu-9", "gpu-0"} { // its device is gone; no slice has it
 		assert.Equal(t, Holding{Unknown: []string{"gpu.nvidia.com/node-1/" + unknown}}, match(claimed(unknown))[Pod{"ns", "p"}])
 	}
@@ -104,11 +104,12 @@ func TestShares(t *testing.T) {
 		plugin("beside", "MIG-7::0"),
 		plugin("nothing"),
 	)
+	first, both := []string{"main"}, []string{"main", "second"}
 	assert.Equal(t, map[Pod]Holding{
-		{"ns", "two-replicas"}:   {Shares: []Share{{"GPU-a", "GPU-a", 2, 2, "main"}}},
-		{"ns", "another"}:        {Shares: []Share{{"GPU-a", "GPU-a", 2, 2, "main"}, {"GPU-b", "GPU-b", 1, 1, "main"}}},
-		{"ns", "two-containers"}: {Shares: []Share{{"MIG-1", "GPU-c", 1, 2, "main"}, {"MIG-7", "GPU-c", 2, 2, "second"}}},
-		{"ns", "beside"}:         {Shares: []Share{{"MIG-7", "GPU-c", 2, 2, "main"}}},
+		{"ns", "two-replicas"}:   {Shares: []Share{{"GPU-a", "GPU-a", 2, 2, first}}},
+		{"ns", "another"}:        {Shares: []Share{{"GPU-a", "GPU-a", 2, 2, first}, {"GPU-b", "GPU-b", 1, 1, first}}},
+		{"ns", "two-containers"}: {Shares: []Share{{"MIG-1", "GPU-c", 1, 2, both}, {"MIG-7", "GPU-c", 2, 2, both[1:]}}},
+		{"ns", "beside"}:         {Shares: []Share{{"MIG-7", "GPU-c", 2, 2, first}}},
 	}, got)
 }
 
@@ -141,4 +142,19 @@ func TestSharesAddUp(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A pod with two GPU containers: each device has the containers that hold it, in the
+// kubelet's order, each once; the pod is one holder of it.
+func TestContainers(t *testing.T) {
+	container := func(name string, ids ...string) snapshot.Container {
+		c := plugin("p", ids...)
+		c.Name = name
+		return c
+	}
+	got := match(container("worker", "GPU-a::0", "GPU-a::1"), container("engine", "GPU-a::2", "GPU-b"), container("worker", "GPU-a::3"))
+	assert.Equal(t, []Share{
+		{"GPU-a", "GPU-a", 1, 1, []string{"worker", "engine"}},
+		{"GPU-b", "GPU-b", 1, 1, []string{"engine"}},
+	}, got[Pod{"ns", "p"}].Shares)
 }

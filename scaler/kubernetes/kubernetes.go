@@ -54,23 +54,37 @@ func Config(kubeconfig, userAgent string) (*rest.Config, error) {
 // Core is a client that knows core/v1 alone: client-go's own links the types of all
 // APIs.
 func Core(config *rest.Config) (rest.Interface, error) {
-	return typed(config, "/api", corev1.SchemeGroupVersion, corev1.AddToScheme)
+	return typed(config, "/api", corev1.SchemeGroupVersion, protobuf, corev1.AddToScheme)
 }
 
 // Discovery is a client that knows discovery.k8s.io/v1 alone.
 func Discovery(config *rest.Config) (rest.Interface, error) {
-	return typed(config, "/apis", discoveryv1.SchemeGroupVersion, discoveryv1.AddToScheme)
+	return typed(config, "/apis", discoveryv1.SchemeGroupVersion, protobuf, discoveryv1.AddToScheme)
 }
 
-func typed(config *rest.Config, path string, version schema.GroupVersion, add func(*runtime.Scheme) error) (rest.Interface, error) {
+// Custom is a client that has the types of one kind of custom resource alone, by the caller's own
+// types of an object and of a list of them: these need only the fields that matter.
+func Custom(config *rest.Config, kind schema.GroupVersionKind, object, list runtime.Object) (rest.Interface, error) {
+	return typed(config, "/apis", kind.GroupVersion(), runtime.ContentTypeJSON, func(scheme *runtime.Scheme) error {
+		scheme.AddKnownTypeWithName(kind, object)
+		scheme.AddKnownTypeWithName(kind.GroupVersion().WithKind(kind.Kind+"List"), list)
+		metav1.AddToGroupVersion(scheme, kind.GroupVersion())
+		return nil
+	})
+}
+
+const protobuf = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+
+// typed makes a client; accept are the content types that it understands.
+func typed(config *rest.Config, path string, version schema.GroupVersion, accept string, add func(*runtime.Scheme) error) (rest.Interface, error) {
 	scheme := runtime.NewScheme()
 	if err := add(scheme); err != nil {
 		return nil, err
 	}
 	config = rest.CopyConfig(config)
 	config.APIPath, config.GroupVersion = path, &version
-	config.ContentType = runtime.ContentTypeProtobuf
-	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	config.ContentType, _, _ = strings.Cut(accept, ",")
+	config.AcceptContentTypes = accept
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	return rest.RESTClientFor(config)
 }

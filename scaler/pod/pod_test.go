@@ -41,8 +41,8 @@ func TestDescribe(t *testing.T) {
 	}{
 		"ready":                            {running(corev1.ConditionTrue, 5*time.Second), true, true},
 		"not ready since it started":       {running(corev1.ConditionFalse, 0), false, false},
-		"not ready since soon after":       {running(corev1.ConditionFalse, 30*time.Second), false, false},
-		"not ready any more":               {running(corev1.ConditionFalse, 31*time.Second), false, true},
+		"not ready since soon after":       {running(corev1.ConditionFalse, 29*time.Second), false, false},
+		"not ready any more":               {running(corev1.ConditionFalse, 30*time.Second), false, true},
 		"nobody knows any more, node lost": {running(corev1.ConditionUnknown, time.Hour), false, true},
 		"pending":                          {pending, false, false},
 		"not seen by a kubelet":            {unstarted, false, false},
@@ -51,6 +51,13 @@ func TestDescribe(t *testing.T) {
 		want := fleet.Pod{Namespace: "shop", Name: "llm-0", UID: "u", Node: "node-1", Labels: map[string]string{"app": "llm"}, Owner: fleet.Owner{Kind: "Pod", Name: "llm-0"}, Created: start, Ready: c.ready, WasReady: c.wasReady}
 		if c.pod.Status.StartTime != nil {
 			want.Started = start
+		}
+		want.Pending = c.pod.Status.Phase == corev1.PodPending
+		if len(c.pod.Status.Conditions) > 0 {
+			want.Changed = c.pod.Status.Conditions[1].LastTransitionTime.Time
+		}
+		if c.ready {
+			want.FirstReady = want.Changed
 		}
 		assert.Equal(t, want, Describe(c.pod), name)
 	}
@@ -89,4 +96,25 @@ func TestTerminating(t *testing.T) {
 	p.DeletionTimestamp = new(metav1.NewTime(start))
 	d := Describe(p)
 	assert.True(t, d.Terminating && d.Ready, "the HPA counts it as ready under Value")
+}
+
+func TestGroup(t *testing.T) {
+	p := running(corev1.ConditionTrue, 0)
+	for _, c := range []struct {
+		name, index, worker, group string
+		leader                     bool
+	}{
+		{"engine", "1", "0", "engine/1", true},
+		{"engine", "1", "3", "engine/1", false},
+		{"engine", "1", "", "engine/1", false},
+		{"engine", "", "0", "", false},
+		{"", "1", "0", "", false},
+	} {
+		p.Labels = map[string]string{
+			fleet.SetLabel: c.name, "leaderworkerset.sigs.k8s.io/group-index": c.index, "leaderworkerset.sigs.k8s.io/worker-index": c.worker,
+		}
+		d := Describe(p)
+		assert.Equal(t, c.group, d.Group, c)
+		assert.Equal(t, c.leader, d.Leader, c)
+	}
 }

@@ -61,8 +61,8 @@ func New(socket string, resources, drivers []string) (*Reader, error) {
 // Close ends the connection.
 func (r *Reader) Close() error { return r.conn.Close() }
 
-// Read asks once. The kubelet names neither pods that have ended nor, in some
-// versions, init containers. An error is the kubelet's, or that ctx is done.
+// Read asks once. Kubelets before 1.34 list pods that have ended too, and some
+// versions no init containers. An error is the kubelet's, or that ctx is done.
 func (r *Reader) Read(ctx context.Context) (*snapshot.Allocation, error) {
 	answer, err := r.kubelet.List(ctx, &podresourcesv1.ListPodResourcesRequest{})
 	if err != nil {

@@ -60,7 +60,7 @@ func socketPath(t *testing.T) string {
 
 func newReader(t *testing.T, socket string) *Reader {
 	t.Helper()
-	r, err := New(socket, []string{"nvidia.com/*"}, []string{"gpu.nvidia.com"})
+	r, err := New(socket, []string{"nvidia.com/gpu", "nvidia.com/gpu.shared", "nvidia.com/mig-*"}, []string{"gpu.nvidia.com"})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
 	return r
@@ -84,6 +84,7 @@ func TestRead(t *testing.T) {
 		&podresourcesv1.ContainerResources{Name: "engine", Devices: []*podresourcesv1.ContainerDevices{
 			devices("nvidia.com/gpu", "GPU-b"), devices("example.com/nic", "eth1"), devices("nvidia.com/mig-1g.18gb", "MIG-a"),
 			devices("nvidia.com/gpu", "GPU-a"), devices("nvidia.com/gpu", "GPU-b"), devices("nvidia.com/gpu.shared"),
+			devices("nvidia.com/hostdev", "0000:65:00.0"),
 		}},
 		&podresourcesv1.ContainerResources{Name: "no devices"},
 		&podresourcesv1.ContainerResources{Name: "claims", DynamicResources: []*podresourcesv1.DynamicResource{{

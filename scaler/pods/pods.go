@@ -12,14 +12,16 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/rest"
 
+	"gpuscaler/scaler/attribution"
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/kubernetes"
 	"gpuscaler/scaler/pod"
 )
 
-// Sink takes all pods of the node.
+// Sink takes all pods of the node that have not ended, and the names of those that
+// have.
 type Sink interface {
-	SetPods(all []fleet.Pod, now time.Time)
+	SetPods(all []fleet.Pod, now time.Time, ended ...attribution.Pod)
 }
 
 // Listener is told which pods came, went or changed their readiness, after the
@@ -67,18 +69,21 @@ func (w *Watch) Run(ctx context.Context) error {
 	return nil
 }
 
-// tell hands over the pods that count. One that has been seen ready was.
+// tell hands over the pods that count, and the names of those that have ended.
 func (w *Watch) tell(objects []any) {
+	now := time.Now()
 	var all, changed []fleet.Pod
+	var ended []attribution.Pod
 	told := make(map[string]fleet.Pod)
 	for _, object := range objects {
 		o := object.(*corev1.Pod)
 		if pod.Ended(o) {
+			ended = append(ended, attribution.Pod{Namespace: o.Namespace, Name: o.Name})
 			continue
 		}
 		p := pod.Describe(o)
 		before, known := w.told[p.UID]
-		p.WasReady = p.WasReady || before.WasReady
+		remember(&p, before, now)
 		if !known || before.Ready != p.Ready || before.Terminating != p.Terminating {
 			changed = append(changed, p)
 		}
@@ -91,9 +96,21 @@ func (w *Watch) tell(objects []any) {
 		}
 	}
 	w.told = told
-	w.sink.SetPods(all, time.Now())
+	w.sink.SetPods(all, now, ended...)
 	if len(changed) > 0 {
 		w.listener.PodsChanged(changed)
+	}
+}
+
+// remember adds to a pod what the watch has seen of it before: the API has but the
+// last change of its readiness. before is zero if it has seen nothing.
+func remember(p *fleet.Pod, before fleet.Pod, now time.Time) {
+	p.WasReady = p.WasReady || before.WasReady
+	if first := before.FirstReady; !first.IsZero() && (p.FirstReady.IsZero() || first.Before(p.FirstReady)) {
+		p.FirstReady = first
+	}
+	if p.Seen = before.Seen; p.Seen == 0 {
+		p.Seen = now.Unix()
 	}
 }
 
@@ -108,8 +125,8 @@ func strip(object any) any {
 			Name: p.Name, Namespace: p.Namespace, UID: p.UID, ResourceVersion: p.ResourceVersion,
 			Labels: p.Labels, CreationTimestamp: p.CreationTimestamp, DeletionTimestamp: p.DeletionTimestamp,
 		},
-		Spec:   corev1.PodSpec{NodeName: p.Spec.NodeName},
-		Status: corev1.PodStatus{Phase: p.Status.Phase, StartTime: p.Status.StartTime},
+		Spec:   corev1.PodSpec{NodeName: p.Spec.NodeName, Containers: ports(p.Spec.Containers), InitContainers: ports(p.Spec.InitContainers)},
+		Status: corev1.PodStatus{Phase: p.Status.Phase, StartTime: p.Status.StartTime, PodIP: p.Status.PodIP},
 	}
 	if owner := metav1.GetControllerOfNoCopy(p); owner != nil {
 		small.OwnerReferences = []metav1.OwnerReference{{Kind: owner.Kind, Name: owner.Name, Controller: owner.Controller}}
@@ -120,4 +137,14 @@ func strip(object any) any {
 		}
 	}
 	return small
+}
+
+// ports are the containers that declare any, with nothing else.
+func ports(containers []corev1.Container) (all []corev1.Container) {
+	for i := range containers {
+		if c := &containers[i]; len(c.Ports) > 0 {
+			all = append(all, corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy})
+		}
+	}
+	return all
 }

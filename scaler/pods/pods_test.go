@@ -21,7 +21,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
+	"gpuscaler/scaler/attribution"
 	"gpuscaler/scaler/fleet"
+	"gpuscaler/shared/snapshot"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -69,6 +71,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // sink hands on what it is told.
 type sink struct {
 	told    chan []fleet.Pod
+	ended   [][]attribution.Pod
 	changes [][]string // names of pods
 }
 
@@ -78,7 +81,8 @@ func (s *sink) PodsChanged(changed []fleet.Pod) {
 	s.changes = append(s.changes, changes)
 }
 
-func (s *sink) SetPods(all []fleet.Pod, _ time.Time) {
+func (s *sink) SetPods(all []fleet.Pod, _ time.Time, ended ...attribution.Pod) {
+	s.ended = append(s.ended, ended)
 	slices.SortFunc(all, func(a, b fleet.Pod) int { return cmp.Compare(a.Name, b.Name) })
 	s.told <- all
 }
@@ -131,6 +135,8 @@ func TestWatch(t *testing.T) {
 	assert.Equal(t, []string{"a", "b"}, names(told), "what has ended does not count")
 	assert.True(t, told[0].Ready && told[0].WasReady)
 	assert.False(t, told[1].Ready || told[1].WasReady)
+	assert.InDelta(t, time.Now().Unix(), told[0].Seen, 10)
+	seen := told[0].Seen
 
 	// a fails within the time in which the API does not tell that it was ready.
 	api.changes <- event("MODIFIED", podOf("a", corev1.ConditionFalse))
@@ -139,6 +145,8 @@ func TestWatch(t *testing.T) {
 	told = <-out.told
 	assert.Equal(t, []string{"a", "c"}, names(told), "changes are told together")
 	assert.Equal(t, []bool{false, true}, []bool{told[0].Ready, told[0].WasReady})
+	assert.Equal(t, seen, told[0].Seen, "when it was listed first")
+	assert.GreaterOrEqual(t, told[1].Seen, seen, "it came later")
 	assert.Empty(t, out.told)
 
 	// Another pod of the name, as of a StatefulSet, has not been ready.
@@ -147,7 +155,9 @@ func TestWatch(t *testing.T) {
 	again := podOf("a", corev1.ConditionFalse)
 	again.UID = "another"
 	api.changes <- event("ADDED", again)
-	assert.False(t, (<-out.told)[0].WasReady)
+	told = <-out.told
+	assert.False(t, told[0].WasReady)
+	assert.GreaterOrEqual(t, told[0].Seen, seen)
 
 	// What is of no interest is told, and is no change.
 	again.ResourceVersion = "3"
@@ -157,6 +167,9 @@ func TestWatch(t *testing.T) {
 	cancel()
 	require.NoError(t, <-running)
 	assert.Equal(t, [][]string{{"a", "b"}, {"a", "b", "c"}, {"a"}, {"a"}}, out.changes)
+	for _, ended := range out.ended {
+		assert.Equal(t, []attribution.Pod{{Namespace: "shop", Name: "ended"}}, ended)
+	}
 	api.mu.Lock()
 	defer api.mu.Unlock()
 	for _, asked := range api.asked {
@@ -171,4 +184,99 @@ func TestStrip(t *testing.T) {
 	require.NoError(t, err)
 	assert.NotContains(t, string(text), "secret")
 	assert.Contains(t, string(text), "llm")
+}
+
+// node is the real sink, which says when it has taken the pods.
+type node struct {
+	*fleet.Local
+	taken chan struct{}
+}
+
+func (n *node) SetPods(all []fleet.Pod, now time.Time, ended ...attribution.Pod) {
+	n.Local.SetPods(all, now, ended...)
+	n.taken <- struct{}{}
+}
+
+// A job that has ended shares the GPU with nobody, though the kubelet lists it for
+// as long as the API server has it; its successor of the same name does.
+func TestEndedPodsThroughTheNode(t *testing.T) {
+	job, llm := podOf("job-0", corev1.ConditionTrue), podOf("llm", corev1.ConditionTrue)
+	api := &apiServer{listed: []corev1.Pod{job, llm}, changes: make(chan metav1.WatchEvent)}
+	server := httptest.NewServer(api)
+	defer server.Close()
+	n := &node{fleet.NewLocal("node-1", 10*time.Second, slog.New(slog.DiscardHandler), time.Now()), make(chan struct{})}
+	require.NoError(t, n.Connect().Apply(&snapshot.Sample{Writer: "nvmlsidecar", Devices: []snapshot.Device{{ID: "GPU-0", Vendor: "nvidia"}}}, time.Now()))
+	a := &snapshot.Allocation{}
+	for _, name := range []string{"job-0", "llm"} {
+		a.Containers = append(a.Containers, snapshot.Container{
+			Namespace: "shop", Pod: name, Name: "engine", Plugin: []snapshot.PluginDevices{{Resource: "nvidia.com/gpu", IDs: []string{"GPU-0::0"}}},
+		})
+	}
+	require.NoError(t, n.Connect().Apply(&snapshot.Sample{Writer: "podresources", Allocation: a}, time.Now()))
+	w, err := New(&rest.Config{Host: server.URL}, "node-1", n, &sink{}, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	running := make(chan error)
+	go func() { running <- w.Run(ctx) }()
+	// holders is how many hold the GPU with llm, once there was a change.
+	holders := func() int {
+		t.Helper()
+		<-n.taken
+		assert.Empty(t, n.Node().Strangers)
+		p := n.Node().Pod("llm")
+		require.NotNil(t, p)
+		require.Len(t, p.Shares, 1)
+		return p.Shares[0].Holders
+	}
+
+	assert.Equal(t, 2, holders())
+	for _, phase := range []corev1.PodPhase{corev1.PodSucceeded, corev1.PodFailed} {
+		job.Status.Phase = phase
+		api.changes <- event("MODIFIED", job)
+		assert.Equal(t, 1, holders(), phase)
+	}
+	again := podOf("job-0", corev1.ConditionTrue)
+	again.UID = "another"
+	api.changes <- event("DELETED", job)
+	api.changes <- event("ADDED", again)
+	assert.Equal(t, 2, holders(), "alive")
+
+	cancel()
+	require.NoError(t, <-running)
+}
+
+// The API has but the last change of a pod's readiness.
+func TestRemember(t *testing.T) {
+	at := func(s int) time.Time { return time.Date(2026, 3, 1, 12, 0, s, 0, time.UTC) }
+	for name, c := range map[string]struct {
+		before, now, want fleet.Pod
+	}{
+		"first listed, loading": {
+			fleet.Pod{}, fleet.Pod{},
+			fleet.Pod{Seen: at(50).Unix()},
+		},
+		"first listed, ready": {
+			fleet.Pod{}, fleet.Pod{Ready: true, WasReady: true, FirstReady: at(5)},
+			fleet.Pod{Ready: true, WasReady: true, FirstReady: at(5), Seen: at(50).Unix()},
+		},
+		"becomes ready": {
+			fleet.Pod{Seen: at(1).Unix()}, fleet.Pod{Ready: true, WasReady: true, FirstReady: at(40)},
+			fleet.Pod{Ready: true, WasReady: true, FirstReady: at(40), Seen: at(1).Unix()},
+		},
+		"not ready any more, and the API does not say that it was": {
+			fleet.Pod{Ready: true, WasReady: true, FirstReady: at(5), Seen: at(1).Unix()}, fleet.Pod{},
+			fleet.Pod{WasReady: true, FirstReady: at(5), Seen: at(1).Unix()},
+		},
+		"ready again": {
+			fleet.Pod{WasReady: true, FirstReady: at(5), Seen: at(1).Unix()}, fleet.Pod{Ready: true, WasReady: true, FirstReady: at(45)},
+			fleet.Pod{Ready: true, WasReady: true, FirstReady: at(5), Seen: at(1).Unix()},
+		},
+		"known to be ready for longer than was known": {
+			fleet.Pod{WasReady: true, FirstReady: at(30), Seen: at(1).Unix()}, fleet.Pod{Ready: true, WasReady: true, FirstReady: at(20)},
+			fleet.Pod{Ready: true, WasReady: true, FirstReady: at(20), Seen: at(1).Unix()},
+		},
+	} {
+		remember(&c.now, c.before, at(50))
+		assert.Equal(t, c.want, c.now, name)
+	}
 }
