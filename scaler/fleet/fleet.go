@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"gpuscaler/scaler/window"
 )
 
 const (
@@ -29,7 +31,8 @@ type Fleet struct {
 
 	mu      sync.RWMutex
 	nodes   map[string]*told
-	sorted  []*told // by name; replaced, never changed; nil: to be made
+	past    map[string]*Node // by name, that were dropped within window.Longest
+	sorted  []*told          // by name; replaced, never changed; nil: to be made
 	peers   map[*Peer]struct{}
 	waiting int // how many peers have neither been heard nor failed
 	pending atomic.Bool
@@ -41,12 +44,16 @@ type told struct {
 	name  string
 	node  atomic.Pointer[Node]
 	owner *Peer // nil when its stream has ended; guarded by Fleet.mu
+	// before is the node as it was when its scaler was restarted, at that time; nil when
+	// that is long ago. Guarded by Fleet.mu, as is the next.
+	before    *Node
+	restarted time.Time
 }
 
 // New makes a fleet of this scaler's own node, or of none. It must be called
 // before the node is told of anything.
 func New(own *Local) *Fleet {
-	f := &Fleet{own: own, nodes: map[string]*told{}, peers: map[*Peer]struct{}{}}
+	f := &Fleet{own: own, nodes: map[string]*told{}, past: map[string]*Node{}, peers: map[*Peer]struct{}{}}
 	f.updated.Store(new(make(chan struct{})))
 	if own != nil {
 		own.changed = f.wake
@@ -60,6 +67,32 @@ func (f *Fleet) Own() *Node {
 		return nil
 	}
 	return f.own.Node()
+}
+
+// Recall hands on what a peer last received of this scaler's own node: see Local.Recall.
+func (f *Fleet) Recall(devices map[string]Readings, young map[Part]Readings) {
+	if f.own != nil {
+		f.own.Recall(devices)
+		f.own.RecallYoung(young)
+	}
+}
+
+// Before is another node as it was before its scaler started with a boot number; nil
+// where that is not known.
+func (f *Fleet) Before(name string, boot uint64) *Node {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	t, last := f.nodes[name], f.past[name]
+	if t != nil {
+		last = t.node.Load()
+	}
+	if last != nil && last.Boot != boot {
+		return last
+	}
+	if t == nil {
+		return nil
+	}
+	return t.before
 }
 
 // Node is one by its name; nil if nothing has been heard of it.
@@ -166,7 +199,7 @@ func (p *Peer) try() {
 // Apply takes over what a peer tells of its node, and returns what it replaces,
 // if anything. A node that has another name than before takes the place of the
 // one of before. What another peer says of the node goes before, unless it is
-// older: then false is returned.
+// older: then false is returned. It completes the node's windows where its scaler was restarted.
 func (p *Peer) Apply(n *Node) (before *Node, taken bool, err error) {
 	f := p.fleet
 	if f.own != nil && f.own.name == n.Name {
@@ -174,13 +207,18 @@ func (p *Peer) Apply(n *Node) (before *Node, taken bool, err error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if p.node != "" && p.node != n.Name {
-		p.leave(func(t *told) { f.drop(t.name) })
+	if p.node != "" && p.node != n.Name { // another name is no restart: nothing is kept of it
+		p.leave(func(t *told) {
+			f.drop(t.name)
+			delete(f.past, t.name)
+		})
 	}
 	t := f.nodes[n.Name]
+	isNew := t == nil
 	switch {
-	case t == nil:
+	case isNew:
 		t = &told{name: n.Name}
+		t.node.Store(f.past[n.Name]) // its scaler may have been away for longer than it is missed
 		f.nodes[n.Name] = t
 		f.sorted = nil
 	case t.owner != p && t.owner != nil && n.Heard.Sub(t.node.Load().Heard) < handover,
@@ -191,7 +229,10 @@ func (p *Peer) Apply(n *Node) (before *Node, taken bool, err error) {
 	}
 	t.owner, p.node, p.last, p.heard = p, n.Name, n.Name, true
 	p.try()
-	before = t.node.Swap(n)
+	t.complete(n)
+	if before = t.node.Swap(n); isNew {
+		before = nil
+	}
 	f.changed()
 	return before, true, nil
 }
@@ -225,6 +266,11 @@ func (p *Peer) leave(do func(t *told)) {
 func (f *Fleet) Forget(now time.Time, after time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for name, n := range f.past {
+		if now.Sub(n.Heard) > window.Longest {
+			delete(f.past, name)
+		}
+	}
 	missed := make(map[string]bool, len(f.peers))
 	for p := range f.peers {
 		missed[p.last] = true
@@ -237,6 +283,9 @@ func (f *Fleet) Forget(now time.Time, after time.Duration) {
 }
 
 func (f *Fleet) drop(name string) {
+	if t := f.nodes[name]; t != nil {
+		f.past[name] = t.node.Load()
+	}
 	delete(f.nodes, name)
 	f.sorted = nil
 	f.changed()

@@ -7,6 +7,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"gpuscaler/scaler/window"
 )
 
 // heard is a node whose readings are from s seconds after the start.
@@ -101,6 +103,39 @@ func TestForget(t *testing.T) {
 	assert.Empty(t, f.Nodes())
 	assert.Empty(t, f.peers)
 	assert.Zero(t, f.Waiting())
+}
+
+// A node whose scaler is away for longer than the node is missed, as in an update that
+// pulls an image, still has its windows completed.
+func TestAwayForLong(t *testing.T) {
+	node := func(boot uint64, s, mean float64, covered time.Duration) *Node {
+		n := heard("n", s)
+		n.Boot = boot
+		n.Devices = []*Device{Device{ID: "GPU-0"}.Describe(NewReadings([]string{"gpu_utilization"},
+			[]window.Means{{mean, mean, mean, mean}}, []window.Coverage{{0, covered, covered, covered}}), nil)}
+		return n
+	}
+	f := New(nil)
+	old := f.Join("old")
+	tell(t, old, node(1, 0, 50, window.Longest), true)
+	old.Leave()
+	f.Forget(at(40), 30*time.Second)
+	require.Nil(t, f.Node("n"), "it is not missed any more")
+	require.NotNil(t, f.Before("n", 2))
+	next := f.Join("new")
+	before, taken, err := next.Apply(node(2, 60, 100, 30*time.Second))
+	require.NoError(t, err)
+	assert.True(t, taken)
+	assert.Nil(t, before, "all of its pods are news")
+	v, covered, _ := f.Node("n").Devices[0].Readings().Mean("gpu_utilization", window.Longest)
+	assert.InDelta(t, (30*100+240*50)/270.0, v, 0.01, "of the minute in between nothing is known")
+	assert.Equal(t, 270*time.Second, covered)
+
+	next.Leave()
+	f.Forget(at(100), 30*time.Second)
+	f.Forget(at(361), 30*time.Second)
+	assert.Nil(t, f.Before("n", 3), "longer ago than any window")
+	assert.Empty(t, f.past)
 }
 
 // Thousands of updates a second wake those who wait a few times.

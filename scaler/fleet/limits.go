@@ -15,6 +15,7 @@ const (
 	maxDevices      = 1024
 	maxWeight       = 8192
 	maxWriterWeight = 6144
+	maxRecalled     = 4096 // devices of young pods
 	// forgetAfter is how long a device without a writer is remembered, so
 	// that what it blocks has a name and an age. A reader that is broken for a
 	// night is still missed in the morning.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,12 @@ type Local struct {
 	heard   time.Time
 	leftOut uint64
 	pods    pods
+	// recalled are the devices' means of before this process began, by ID: see Recall.
+	recalled map[string]Readings
+	// recalledYoung are those of pods that had just begun.
+	recalledYoung map[Part]Readings
+	boot          uint64
+	engines       map[EngineKey]*Engine // replaced, never changed
 }
 
 // device is the mutable state behind a Device. Guarded by Local.mu.
@@ -44,7 +51,8 @@ type device struct {
 	totals   [len(Integrated)]total
 	slowed   [len(snapshot.Throttles)]total
 	public   *Device
-	reported map[string]string // the failing metrics that the log knows of
+	reported map[string]string   // the failing metrics that the log knows of
+	recalled map[string]Readings // Local.recalled
 }
 
 // Source is one writer's connection. Its methods must not be called
@@ -64,7 +72,7 @@ type Source struct {
 // NewLocal makes an empty node. staleAfter is the age beyond which a silent
 // writer's devices may be taken over by another.
 func NewLocal(name string, staleAfter time.Duration, log *slog.Logger, now time.Time) *Local {
-	l := &Local{name: name, staleAfter: staleAfter, log: log, start: now, devices: map[string]*device{}}
+	l := &Local{name: name, staleAfter: staleAfter, log: log, start: now, devices: map[string]*device{}, recalled: map[string]Readings{}, recalledYoung: map[Part]Readings{}, boot: rand.Uint64() | 1} //nolint:gosec // tells two starts apart
 	l.node.Store(&Node{Name: name})
 	return l
 }
@@ -175,7 +183,7 @@ func (s *Source) merge(sample *snapshot.Sample, heard time.Time) {
 		reported[in.ID] = true
 		d := l.devices[in.ID]
 		if d == nil {
-			d = &device{gauges: map[string]*window.Gauge{}, counters: map[string]*window.Counter{}, reported: map[string]string{}}
+			d = &device{gauges: map[string]*window.Gauge{}, counters: map[string]*window.Counter{}, reported: map[string]string{}, recalled: l.recalled}
 			l.devices[in.ID] = d
 			found = append(found, in.ID)
 		}
@@ -241,7 +249,7 @@ func (l *Local) report(d *device, before, after *Device) {
 // publish makes the present state visible to readers and wakes those who wait.
 func (l *Local) publish(now time.Time) {
 	l.forget(now)
-	n := &Node{Name: l.name, Heard: l.heard, LeftOut: l.leftOut, Devices: make([]*Device, 0, len(l.devices))}
+	n := &Node{Name: l.name, Boot: l.boot, Completed: len(l.recalled) > 0, Heard: l.heard, LeftOut: l.leftOut, Devices: make([]*Device, 0, len(l.devices))}
 	for d := range maps.Values(l.devices) {
 		n.Devices = append(n.Devices, d.public)
 	}
@@ -253,6 +261,7 @@ func (l *Local) publish(now time.Time) {
 		n.Writers = append(n.Writers, s.writer)
 	}
 	l.pods.attribute(n)
+	n.young, n.engines = l.young(n, now), l.engines
 	l.node.Store(n)
 	if l.observe != nil {
 		l.observe(n, now)

@@ -43,8 +43,19 @@ type Node struct {
 	// be read, and one for a device of which nothing is known.
 	LeftOut uint64
 
+	// Boot is a number that is another one each time that the node's scaler starts; 0
+	// where its version does not say.
+	Boot uint64
+	// Completed: its scaler has completed the windows itself, with what a peer recalled.
+	Completed bool
+
+	// young are the means of the devices of pods that began within the longest window,
+	// of what was read since then: by UID, in the order of the pod's shares.
+	young map[string][]Readings
 	byUID map[string]*Pod
 	gone  map[string]time.Time // pods that were here, by UID
+
+	engines map[EngineKey]*Engine
 }
 
 // Pod is one of the node's by its UID, or nil.
@@ -52,6 +63,9 @@ func (n *Node) Pod(uid string) *Pod { return n.byUID[uid] }
 
 // Had says whether a pod was here and is no more.
 func (n *Node) Had(uid string) bool {
+	if len(n.gone) == 0 { // mostly
+		return false
+	}
 	_, gone := n.gone[uid]
 	return gone
 }
@@ -85,9 +99,49 @@ type Device struct {
 	// Blind is the part of the energy that was used while nothing was read.
 	Blind int64
 
+	// Motion is what the last five minutes say of the device's memory and work.
+	Motion Motion
+
 	means  Readings
+	last   *Readings // of a device that cannot be read: the last there were, or nil
 	failed map[string]string
 }
+
+// Motion is what the last window.Longest of a device's readings say: whether its memory
+// in use follows a load. Read-only.
+type Motion struct {
+	// Known: there are readings of its memory for all of that time; WorkKnown: of its
+	// gpu_utilization, too.
+	Known, WorkKnown bool
+	// Worked: a 15 s mean of its gpu_utilization was above 5 %.
+	Worked bool
+	// Minutes is in how many of the last window.Minutes the memory in use moved by 1 %
+	// of the device's memory, or more.
+	Minutes uint8
+}
+
+// Young are the means of a pod's device, of what was read since the pod began (see
+// Pod.Begin); ok is false for pods that began longer ago than the longest window, and
+// where the node does not say.
+func (n *Node) Young(p *Pod, device string) (r Readings, ok bool) {
+	if len(n.young) == 0 { // mostly
+		return r, false
+	}
+	of, ok := n.young[p.UID]
+	if !ok {
+		return r, false
+	}
+	for i := range p.Shares {
+		if p.Shares[i].Device == device && i < len(of) {
+			return of[i], true
+		}
+	}
+	return r, false
+}
+
+// YoungPods are the pods for which Young is known, with the means in the order of
+// their shares.
+func (n *Node) YoungPods() map[string][]Readings { return n.young }
 
 // Device is one by its ID, or nil.
 func (n *Node) Device(id string) *Device {
@@ -111,6 +165,22 @@ func (d *Device) Value(metric string, w time.Duration) (v float64, ok bool) {
 		return 0, false
 	}
 	return m[i], true
+}
+
+// Readings are the means with how much of their windows they cover.
+func (d *Device) Readings() Readings { return d.means }
+
+// Last is the last mean that a metric had, over one of window.Windows, also of a device
+// that cannot be read any more.
+func (d *Device) Last(metric string, w time.Duration) (v float64, ok bool) {
+	if v, _, ok = d.means.Mean(metric, w); ok {
+		return v, true
+	}
+	if d.last == nil {
+		return 0, false
+	}
+	v, _, ok = d.last.Mean(metric, w)
+	return v, ok
 }
 
 // Means are the means of all metrics that the last reading had.
@@ -166,6 +236,14 @@ func (d *Device) String() string {
 		name += fmt.Sprintf(" MIG %s/%d", d.Profile, d.Instance)
 	}
 	return name
+}
+
+// Long is String with the model: "GPU 3 (NVIDIA H200)".
+func (d *Device) Long() string {
+	if d.Model == "" {
+		return d.String()
+	}
+	return d.String() + " (" + d.Model + ")"
 }
 
 // Ready says why none of the node's data can be used at now, or nil: nothing

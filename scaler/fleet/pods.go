@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"gpuscaler/scaler/attribution"
@@ -19,15 +20,46 @@ type Pod struct {
 	// Owner is what has it made, for people: a Deployment, a Job, or the pod itself.
 	// Peers do not tell of it.
 	Owner Owner
-	// Ready: it is ready now. WasReady: it is, or has been at some time.
-	Ready, WasReady bool
-	// Terminating: it is about to end.
-	Terminating bool
+	// Ready: it is ready now. WasReady: it is, or has been at some time. Pending: its
+	// containers have not all begun. Terminating: it is about to end.
+	Ready, WasReady, Pending, Terminating bool
+	// Plain: it asks for no device, neither by a resource of a device plugin nor by a
+	// resource claim. Peers do not say.
+	Plain bool
+	// Leader: it is the leader of Group, the LeaderWorkerSet's group that it belongs to,
+	// "name/index" or "".
+	Leader bool
+	Group  string
+	// FirstReady is when it first became ready, as far as is known; zero: never, or not
+	// known. Changed is when it last became ready, or not ready; zero: never.
+	FirstReady, Changed time.Time
+	// Sharer names what gives it a part of a GPU that the kubelet does not list; "" for
+	// none. Peers do not say.
+	Sharer string
+	// IP is its address, "" before it has one. Ports are those that its containers
+	// declare. Peers do not say.
+	IP    string
+	Ports []Port
+	// Seen is when this scaler's watch first listed it, in seconds since 1970; 0 for pods
+	// of other nodes.
+	Seen int64
 	// Created is when the API server made it, Started when its node took it; zero
 	// before.
 	Created, Started time.Time
 	// Holding is what it holds, of a pod of this node.
 	attribution.Holding
+}
+
+// Set is the name of the LeaderWorkerSet that the pod belongs to, or "".
+func (p *Pod) Set() string {
+	name, _, _ := strings.Cut(p.Group, "/")
+	return name
+}
+
+// Port is one that a container declares.
+type Port struct {
+	Container, Name string
+	Number          int
 }
 
 // Owner names what runs a pod. Read-only.
@@ -42,6 +74,7 @@ const remembered = time.Hour
 type pods struct {
 	watched    []Pod                // without what they hold
 	gone       map[string]time.Time // by UID; replaced, never changed
+	ended      map[attribution.Pod]bool
 	known      bool
 	allocation *snapshot.Allocation
 	allocated  time.Time
@@ -58,14 +91,17 @@ type pods struct {
 }
 
 // SetPods takes over all pods of the node that have not ended; what they hold is
-// not looked at.
-func (l *Local) SetPods(all []Pod, now time.Time) {
+// not looked at. ended are the names of those that have: kubelets before 1.34 go
+// on listing what such a pod held, and it holds nothing. Where a pod that has not
+// ended has the name of one that has, the name is that of the former.
+func (l *Local) SetPods(all []Pod, now time.Time, ended ...attribution.Pod) {
 	slices.SortFunc(all, func(a, b Pod) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pods.gone = l.pods.departed(all, now)
+	l.pods.ended = l.pods.over(all, ended)
 	l.pods.watched, l.pods.known, l.pods.changed = all, true, true
 	l.publish(now)
 }
@@ -84,6 +120,44 @@ func (p *pods) departed(all []Pod, now time.Time) map[string]time.Time {
 		}
 	}
 	return gone
+}
+
+// over are the pods that have ended. One that is deleted thereafter stays one while
+// the kubelet's last answer lists it: that is from before.
+func (p *pods) over(all []Pod, ended []attribution.Pod) map[attribution.Pod]bool {
+	over := make(map[attribution.Pod]bool, len(ended))
+	for _, pod := range ended {
+		over[pod] = true
+	}
+	if p.allocation != nil {
+		for i := range p.allocation.Containers {
+			if pod := podOf(&p.allocation.Containers[i]); p.ended[pod] {
+				over[pod] = true
+			}
+		}
+	}
+	for i := range all {
+		delete(over, attribution.Pod{Namespace: all[i].Namespace, Name: all[i].Name})
+	}
+	return over
+}
+
+// held is what the kubelet lists, without the pods that have ended.
+func (p *pods) held() *snapshot.Allocation {
+	if p.allocation == nil || len(p.ended) == 0 {
+		return p.allocation
+	}
+	held := &snapshot.Allocation{Containers: make([]snapshot.Container, 0, len(p.allocation.Containers))}
+	for i := range p.allocation.Containers {
+		if c := &p.allocation.Containers[i]; !p.ended[podOf(c)] {
+			held.Containers = append(held.Containers, *c)
+		}
+	}
+	return held
+}
+
+func podOf(c *snapshot.Container) attribution.Pod {
+	return attribution.Pod{Namespace: c.Namespace, Name: c.Pod}
 }
 
 // SetClaims takes over which devices the node's ResourceSlices name.
@@ -108,9 +182,10 @@ func (p *pods) attribute(n *Node) {
 		devices[i] = attribution.Device{ID: d.ID, Parent: d.Parent, Instance: d.Instance, File: d.file()}
 	}
 	if p.changed || !slices.Equal(devices, p.devices) {
-		p.changed, p.devices, p.public = false, devices, p.match(devices)
+		held := p.held()
+		p.changed, p.devices, p.public = false, devices, p.match(devices, held)
 		p.byUID = index(p.public)
-		p.lookAtClaims()
+		p.lookAtClaims(held)
 	}
 	n.Strangers = p.strangers
 	n.Pods, n.byUID, n.PodsKnown, n.Allocated, n.gone = p.public, p.byUID, p.known, p.allocated, p.gone
@@ -125,13 +200,13 @@ func index(pods []*Pod) map[string]*Pod {
 	return byUID
 }
 
-func (p *pods) lookAtClaims() {
+func (p *pods) lookAtClaims(held *snapshot.Allocation) {
 	p.claimed, p.claimsUnknown = false, false
-	if p.allocation == nil {
+	if held == nil {
 		return
 	}
-	for i := range p.allocation.Containers {
-		for _, d := range p.allocation.Containers[i].Claimed {
+	for i := range held.Containers {
+		for _, d := range held.Containers[i].Claimed {
 			known := func(device attribution.Device) bool { return device.ID == p.claims[d] }
 			p.claimed = true
 			p.claimsUnknown = p.claimsUnknown || !slices.ContainsFunc(p.devices, known)
@@ -139,10 +214,10 @@ func (p *pods) lookAtClaims() {
 	}
 }
 
-func (p *pods) match(devices []attribution.Device) []*Pod {
+func (p *pods) match(devices []attribution.Device, held *snapshot.Allocation) []*Pod {
 	var holdings map[attribution.Pod]attribution.Holding
-	if p.allocation != nil {
-		holdings = attribution.Match(devices, p.allocation, p.claims)
+	if held != nil {
+		holdings = attribution.Match(devices, held, p.claims)
 	}
 	public := make([]*Pod, len(p.watched))
 	for i, pod := range p.watched {

@@ -97,3 +97,80 @@ func TestClaims(t *testing.T) {
 	assert.False(t, l.Node().ClaimsUnknown)
 	assert.Equal(t, map[string][]string{"a": {"GPU-0"}}, holds(l.Node()))
 }
+
+// with lists the pods that hold GPU-0, as the kubelet does.
+func with(pods ...string) *snapshot.Sample {
+	a := &snapshot.Allocation{}
+	for _, pod := range pods {
+		a.Containers = append(a.Containers, allocation(pod, "GPU-0").Containers...)
+	}
+	return &snapshot.Sample{Writer: "podresources", Allocation: a}
+}
+
+// Kubelets before 1.34 list pods that have ended, and what they held: those are no
+// holders, so a pod's part is whole, and no unknown pods either.
+func TestEndedPodsHoldNothing(t *testing.T) {
+	l := newLocal()
+	say(t, l.Connect(), 1, gpu(0, nil))
+	reader := l.Connect()
+	require.NoError(t, reader.Apply(with("job-1", "job-2", "llm"), at(1)))
+	llm := []Pod{{Namespace: "ns", Name: "llm", UID: "llm"}}
+	ended := []attribution.Pod{{Namespace: "ns", Name: "job-1"}, {Namespace: "ns", Name: "job-2"}}
+	l.SetPods(llm, at(2))
+	assert.Equal(t, []string{"ns/job-1", "ns/job-2"}, l.Node().Strangers)
+	assert.Equal(t, 3, l.Node().Pods[0].Shares[0].Holders)
+
+	l.SetPods(llm, at(3), ended...)
+	check := func(why string) {
+		t.Helper()
+		assert.Empty(t, l.Node().Strangers, why)
+		require.Len(t, l.Node().Pods, 1, why)
+		require.Len(t, l.Node().Pods[0].Shares, 1, why)
+		s := l.Node().Pods[0].Shares[0]
+		assert.Equal(t, []int{1, 1}, []int{s.Holders, s.GPUHolders}, why)
+	}
+	check("ended")
+	require.NoError(t, reader.Apply(with("job-1", "job-2", "llm"), at(4)))
+	check("the kubelet's next answer")
+	l.SetPods(llm, at(5), ended[0])
+	check("one is deleted, and the kubelet's answer is from before")
+	require.NoError(t, reader.Apply(with("job-1", "llm"), at(6)))
+	l.SetPods(llm, at(7), ended[0])
+	require.NoError(t, reader.Apply(with("job-1", "job-2", "llm"), at(8)))
+	assert.Equal(t, []string{"ns/job-2"}, l.Node().Strangers, "another pod of the name, that the watch has not listed yet")
+}
+
+// A StatefulSet's pod has the name of the one before.
+func TestAPodWithTheNameOfAnEndedOne(t *testing.T) {
+	l := newLocal()
+	say(t, l.Connect(), 1, gpu(0, nil))
+	db := attribution.Pod{Namespace: "ns", Name: "db-0"}
+	reader := l.Connect()
+	require.NoError(t, reader.Apply(with("db-0"), at(1)))
+	l.SetPods(nil, at(1), db)
+	assert.Empty(t, l.Node().Strangers)
+	alive := []Pod{{Namespace: "ns", Name: "db-0", UID: "second"}}
+	for _, ended := range [][]attribution.Pod{nil, {db}} {
+		l.SetPods(alive, at(2), ended...)
+		assert.Equal(t, map[string][]string{"db-0": {"GPU-0"}}, holds(l.Node()), "%v", ended)
+	}
+	// When it goes in turn, it has not ended: it may hold the GPU.
+	l.SetPods(nil, at(3))
+	assert.Equal(t, []string{"ns/db-0"}, l.Node().Strangers)
+	// Only the namespace is another.
+	l.SetPods(alive, at(4), attribution.Pod{Namespace: "other", Name: "db-0"})
+	assert.Equal(t, map[string][]string{"db-0": {"GPU-0"}}, holds(l.Node()))
+}
+
+// The claim of a pod that has ended is for a device that may be gone.
+func TestClaimsOfEndedPods(t *testing.T) {
+	l := newLocal()
+	say(t, l.Connect(), 1, gpu(0, nil))
+	require.NoError(t, l.Connect().Apply(&snapshot.Sample{Writer: "podresources", Allocation: &snapshot.Allocation{
+		Containers: []snapshot.Container{{Namespace: "ns", Pod: "a", Claimed: []snapshot.ClaimedDevice{{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-9"}}}},
+	}}, at(2)))
+	l.SetPods(nil, at(3))
+	assert.True(t, l.Node().Claims && l.Node().ClaimsUnknown)
+	l.SetPods(nil, at(4), attribution.Pod{Namespace: "ns", Name: "a"})
+	assert.False(t, l.Node().Claims || l.Node().ClaimsUnknown)
+}

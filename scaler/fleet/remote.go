@@ -9,6 +9,13 @@ func (d Device) Describe(means Readings, failed map[string]string) *Device {
 	return &d
 }
 
+// WithYoung is the node with the means of its young pods: see Node.Young. It takes over
+// the map.
+func (n Node) WithYoung(means map[string][]Readings) *Node {
+	n.young = means
+	return &n
+}
+
 // Failed are the metrics that could not be read last time, and why.
 func (d *Device) Failed() map[string]string { return d.failed }
 
@@ -40,6 +47,14 @@ func NewPods(list []*Pod, gone, strangers []string) *Pods {
 		p.gone[uid] = time.Time{}
 	}
 	return p
+}
+
+// At is the pod at a position, or nil.
+func (p *Pods) At(i int) *Pod {
+	if i < 0 || i >= len(p.list) {
+		return nil
+	}
+	return p.list[i]
 }
 
 // With is the node with these pods.

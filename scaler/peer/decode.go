@@ -18,6 +18,7 @@ const (
 	mostDevices = 1024
 	mostPods    = 4096
 	mostMetrics = 256
+	mostID      = 256 // bytes of a device's id that is kept for longer than a message
 )
 
 // decoder understands the messages of one stream.
@@ -28,8 +29,11 @@ type decoder struct {
 	offset  time.Duration
 	elapsed time.Duration
 	started bool
+	last    time.Time // when the last message was sent
 
 	layout  *pb.Layout
+	windows [len(window.Windows)]int // their positions in the layout's, of so many
+	of      int
 	metrics []snapshot.Metric // by position; without a name: not known here
 	devices []fleet.Device
 	names   []named // of the metrics that each device had last
@@ -60,7 +64,7 @@ func (d *decoder) decode(s *pb.State, now time.Time) (*fleet.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := fleet.Node{Name: d.layout.GetNode(), PodsKnown: d.layout.GetPodsKnown(), Devices: make([]*fleet.Device, 0, len(d.devices))}
+	n := fleet.Node{Name: d.layout.GetNode(), Boot: d.layout.GetBoot(), Completed: d.layout.GetCompleted(), PodsKnown: d.layout.GetPodsKnown(), Devices: make([]*fleet.Device, 0, len(d.devices))}
 	if n.Heard, err = before(sent, s.HeardAgeUs); err != nil { //nolint:protogetter // absent is not 0
 		return nil, err
 	}
@@ -77,7 +81,11 @@ func (d *decoder) decode(s *pb.State, now time.Time) (*fleet.Node, error) {
 		}
 		n.Devices = append(n.Devices, device)
 	}
-	return n.With(d.pods), nil
+	young, err := d.young(s.GetYoung())
+	if err != nil {
+		return nil, err
+	}
+	return n.With(d.pods).WithYoung(young), nil
 }
 
 // sent says when, by our clock, a message was sent.
@@ -93,7 +101,12 @@ func (d *decoder) sent(s *pb.State, now time.Time) (time.Time, error) {
 	}
 	arrived := now.Sub(d.start)
 	d.offset = min(d.offset, arrived-elapsed)
-	return d.start.Add(elapsed + d.offset), nil
+	// A stream's first message may have been under way for long (this process was stopped),
+	// and was then dated too late. What was fresh does not become older by the next one.
+	if at := d.start.Add(elapsed + d.offset); at.After(d.last) {
+		d.last = at
+	}
+	return d.last, nil
 }
 
 // longest is an age beyond which nothing matters.
@@ -120,28 +133,136 @@ func (d *decoder) device(i int, r *pb.Reading, sent time.Time) (*fleet.Device, e
 	if device.Heard, err = before(sent, &r.AgeUs); err != nil { //nolint:protogetter // its address
 		return nil, err
 	}
-	if len(r.GetMeans()) != len(r.GetMetrics())*len(window.Windows) {
-		return nil, fmt.Errorf("%d means of %d metrics", len(r.GetMeans()), len(r.GetMetrics()))
-	}
 	if err := d.name(i, r.GetMetrics()); err != nil {
 		return nil, err
 	}
-	means := make([]window.Means, 0, len(d.names[i].names))
-	for k, at := range r.GetMetrics() {
+	means, err := d.readings(d.names[i].names, r.GetMetrics(), r.GetMeans(), r.GetCoverage())
+	if err != nil {
+		return nil, err
+	}
+	if moved := r.GetMoved(); moved > 0 {
+		device.Motion = fleet.Motion{Known: true, WorkKnown: r.GetWorkKnown(), Worked: r.GetWorked(), Minutes: uint8(min(moved-1, uint32(window.Minutes)))}
+	}
+	return device.Describe(means, r.GetFailed()), nil
+}
+
+// readings are the means of metrics by their positions; names are those of the ones that
+// this version has.
+func (d *decoder) readings(names []string, metrics []uint32, values []int64, coverage []uint32) (r fleet.Readings, err error) {
+	if len(metrics) > len(d.metrics) {
+		return r, fmt.Errorf("%d metrics of %d", len(metrics), len(d.metrics))
+	}
+	if len(values) != len(metrics)*d.of || (len(coverage) != 0 && len(coverage) != len(values)) {
+		return r, fmt.Errorf("%d means and %d coverages of %d metrics and %d windows", len(values), len(coverage), len(metrics), d.of)
+	}
+	means := make([]window.Means, 0, len(names))
+	var covered []window.Coverage
+	for k, at := range metrics {
 		metric := &d.metrics[at]
 		if metric.Name == "" {
 			continue // a newer peer's
 		}
 		var m window.Means
-		for w := range m {
-			m[w] = float64(r.GetMeans()[k*len(m)+w]) / 1000
+		var c window.Coverage
+		for w, position := range d.windows {
+			m[w] = float64(values[k*d.of+position]) / 1000
 			if err := metric.Check(m[w]); err != nil {
-				return nil, err
+				return r, err
+			}
+			if len(coverage) > 0 {
+				c[w] = min(window.Windows[w], time.Duration(coverage[k*d.of+position])*time.Second)
 			}
 		}
 		means = append(means, m)
+		if len(coverage) > 0 {
+			covered = append(covered, c)
+		}
 	}
-	return device.Describe(fleet.NewReadings(d.names[i].names, means), r.GetFailed()), nil
+	return fleet.NewReadings(names, means, covered), nil
+}
+
+// meansOf are readings of a device, with names of their own.
+func (d *decoder) meansOf(in *pb.Means) (r fleet.Readings, err error) {
+	names := make([]string, 0, len(in.GetMetrics()))
+	for _, i := range in.GetMetrics() {
+		if int(i) >= len(d.metrics) {
+			return r, fmt.Errorf("metric %d of %d", i, len(d.metrics))
+		}
+		if name := d.metrics[i].Name; name != "" {
+			names = append(names, name)
+		}
+	}
+	return d.readings(names, in.GetMetrics(), in.GetMeans(), in.GetCoverage())
+}
+
+// young are the means of young pods; what does not fit the layout is an error.
+func (d *decoder) young(all []*pb.Young) (map[string][]fleet.Readings, error) {
+	if len(all) == 0 {
+		return nil, nil
+	}
+	young := make(map[string][]fleet.Readings, len(all))
+	for _, in := range all {
+		pod := d.pods.At(int(in.GetPod()))
+		if pod == nil || len(in.GetShares()) != len(pod.Shares) {
+			return nil, fmt.Errorf("young pod %d with %d devices", in.GetPod(), len(in.GetShares()))
+		}
+		of := make([]fleet.Readings, len(pod.Shares))
+		for i, m := range in.GetShares() {
+			var err error
+			if of[i], err = d.meansOf(m); err != nil {
+				return nil, fmt.Errorf("pod %s/%s: %w", pod.Namespace, pod.Name, err)
+			}
+		}
+		young[pod.UID] = of
+	}
+	return young, nil
+}
+
+// recall understands what a peer last received of this scaler's node. What it does not
+// understand it leaves out: the windows fill without it.
+func recall(all []*pb.Recalled, of []uint32) (devices map[string]fleet.Readings, young map[fleet.Part]fleet.Readings) {
+	devices, young = make(map[string]fleet.Readings, len(all)), map[fleet.Part]fleet.Readings{}
+	for _, in := range all {
+		d := decoder{}
+		if len(devices)+len(young) >= mostDevices+mostPods || len(in.GetMetrics()) > mostMetrics || d.useWindows(of) != nil {
+			break
+		}
+		if len(in.GetId()) > mostID || len(in.GetPod()) > mostID {
+			continue
+		}
+		d.useMetrics(in.GetMetrics())
+		r, err := d.meansOf(in.GetMeans())
+		switch {
+		case err != nil:
+		case in.GetPod() != "":
+			young[fleet.Part{Pod: in.GetPod(), Device: in.GetId(), Begin: in.GetBegin()}] = r
+		default:
+			devices[in.GetId()] = r
+		}
+	}
+	return devices, young
+}
+
+func (d *decoder) useMetrics(names []string) {
+	d.metrics = make([]snapshot.Metric, len(names))
+	for i, name := range names {
+		d.metrics[i], _ = snapshot.Lookup(name)
+	}
+}
+
+// useWindows finds the windows of this version among a peer's, in seconds: a later
+// version may have more.
+func (d *decoder) useWindows(seconds []uint32) error {
+	if len(seconds) == 0 {
+		seconds = windows
+	}
+	d.of = len(seconds)
+	for i, w := range windows {
+		if d.windows[i] = slices.Index(seconds, w); d.windows[i] < 0 {
+			return fmt.Errorf("no means over %d s among windows of %v s", w, seconds)
+		}
+	}
+	return nil
 }
 
 // name finds the names of the metrics that a device has; mostly they are those of
@@ -179,9 +300,8 @@ func (d *decoder) arrange(l *pb.Layout) error {
 	case len(l.GetMetrics()) > mostMetrics:
 		return fmt.Errorf("%d metrics; at most %d are allowed", len(l.GetMetrics()), mostMetrics)
 	}
-	metrics := make([]snapshot.Metric, len(l.GetMetrics()))
-	for i, name := range l.GetMetrics() {
-		metrics[i], _ = snapshot.Lookup(name)
+	if err := d.useWindows(l.GetWindows()); err != nil {
+		return err
 	}
 	devices := make([]fleet.Device, len(l.GetDevices()))
 	for i, in := range l.GetDevices() {
@@ -199,8 +319,9 @@ func (d *decoder) arrange(l *pb.Layout) error {
 		pods[i] = p
 	}
 	// The message's own memory goes with the next layout.
-	d.layout = &pb.Layout{Node: l.GetNode(), Version: l.GetVersion(), PodsKnown: l.GetPodsKnown()}
-	d.metrics, d.devices, d.names, d.pods = metrics, devices, make([]named, len(devices)), fleet.NewPods(pods, l.GetGone(), l.GetStrangers())
+	d.layout = &pb.Layout{Node: l.GetNode(), Version: l.GetVersion(), PodsKnown: l.GetPodsKnown(), Windows: slices.Clone(l.GetWindows()), Boot: l.GetBoot(), Completed: l.GetCompleted()}
+	d.useMetrics(l.GetMetrics())
+	d.devices, d.names, d.pods = devices, make([]named, len(devices)), fleet.NewPods(pods, l.GetGone(), l.GetStrangers())
 	return nil
 }
 
@@ -209,7 +330,9 @@ func describe(in *pb.Pod, node string, devices []fleet.Device) (*fleet.Pod, erro
 		Namespace: in.GetNamespace(), Name: in.GetName(), UID: in.GetUid(), Node: node, Labels: in.GetLabels(),
 		Ready: in.GetReady(), WasReady: in.GetWasReady(), Terminating: in.GetTerminating(),
 		Created: fromUnix(in.GetCreated()), Started: fromUnix(in.GetStarted()),
+		FirstReady: fromUnix(in.GetFirstReady()), Changed: fromUnix(in.GetChanged()), Pending: in.GetPending(),
 	}
+	p.Group, p.Leader = fleet.GroupOf(p.Labels)
 	p.Unknown = in.GetUnknown()
 	for _, s := range in.GetShares() {
 		if int(s.GetDevice()) >= len(devices) || int(s.GetGpu()) >= len(devices) {
@@ -219,7 +342,7 @@ func describe(in *pb.Pod, node string, devices []fleet.Device) (*fleet.Pod, erro
 			return nil, errors.New("a device that nobody holds")
 		}
 		p.Shares = append(p.Shares, attribution.Share{
-			Device: devices[s.GetDevice()].ID, GPU: devices[s.GetGpu()].ID, Holders: int(s.GetHolders()), GPUHolders: int(s.GetGpuHolders()),
+			Device: devices[s.GetDevice()].ID, GPU: devices[s.GetGpu()].ID, Holders: int(s.GetHolders()), GPUHolders: int(s.GetGpuHolders()), Containers: s.GetContainers(),
 		})
 	}
 	return p, nil

@@ -55,13 +55,66 @@ func (e *encoder) encode(n *fleet.Node, now time.Time) *pb.State {
 	for _, d := range n.Devices {
 		s.Readings = append(s.Readings, reading(d, layout.GetMetrics(), now))
 	}
+	s.Young = young(n, layout)
 	return s
+}
+
+// recalled is what a node's devices read when they were last received, also since its
+// young pods began, of a node whose scaler has started again and asks for this one's.
+func recalled(n *fleet.Node, now time.Time) (all []*pb.Recalled) {
+	if n == nil || now.Sub(n.Heard) > window.Longest {
+		return nil
+	}
+	silent := now.Sub(n.Heard)
+	add := func(r fleet.Readings, out *pb.Recalled) {
+		r = r.Aged(silent)
+		if r.Len() == 0 {
+			return
+		}
+		for name := range r.All() {
+			out.Metrics = append(out.Metrics, name)
+		}
+		out.Means = means(r, out.GetMetrics())
+		all = append(all, out)
+	}
+	for _, d := range n.Devices {
+		add(d.Readings(), &pb.Recalled{Id: d.ID})
+	}
+	for uid, of := range n.YoungPods() {
+		p := n.Pod(uid)
+		if p == nil || len(of) != len(p.Shares) {
+			continue
+		}
+		for i := range of {
+			add(of[i], &pb.Recalled{Id: p.Shares[i].Device, Pod: uid, Begin: unix(p.Begin())})
+		}
+	}
+	return all
+}
+
+// young are the means of pods that began a short time ago.
+func young(n *fleet.Node, layout *pb.Layout) (all []*pb.Young) {
+	if len(n.YoungPods()) == 0 {
+		return nil
+	}
+	for i, p := range layout.GetPods() {
+		of, ok := n.YoungPods()[p.GetUid()]
+		if !ok || len(of) != len(p.GetShares()) {
+			continue
+		}
+		y := &pb.Young{Pod: uint32(i)}
+		for _, r := range of {
+			y.Shares = append(y.Shares, means(r, layout.GetMetrics()))
+		}
+		all = append(all, y)
+	}
+	return all
 }
 
 func age(now, at time.Time) int64 { return max(0, now.Sub(at).Microseconds()) }
 
 func (e *encoder) layout(n *fleet.Node, now time.Time) *pb.Layout {
-	l := &pb.Layout{Node: n.Name, Version: e.version, PodsKnown: n.PodsKnown, Metrics: metrics(n), Gone: n.Gone(now.Add(-goneFor), mostGone), Strangers: n.Strangers}
+	l := &pb.Layout{Node: n.Name, Version: e.version, Windows: windows, Boot: n.Boot, Completed: n.Completed, PodsKnown: n.PodsKnown, Metrics: metrics(n), Gone: n.Gone(now.Add(-goneFor), mostGone), Strangers: n.Strangers}
 	slices.Sort(l.Gone)
 	at := make(map[string]uint32, len(n.Devices))
 	for i, d := range n.Devices {
@@ -96,6 +149,7 @@ func pod(p *fleet.Pod, at map[string]uint32) *pb.Pod {
 	out := &pb.Pod{
 		Namespace: p.Namespace, Name: p.Name, Uid: p.UID, Labels: p.Labels,
 		Ready: p.Ready, WasReady: p.WasReady, Terminating: p.Terminating, Created: unix(p.Created), Started: unix(p.Started), Unknown: p.Unknown,
+		FirstReady: unix(p.FirstReady), Changed: unix(p.Changed), Pending: p.Pending,
 	}
 	for _, s := range p.Shares {
 		device, known := at[s.Device]
@@ -106,7 +160,7 @@ func pod(p *fleet.Pod, at map[string]uint32) *pb.Pod {
 		if !knownGPU {
 			gpu = device
 		}
-		out.Shares = append(out.Shares, &pb.Share{Device: device, Gpu: gpu, Holders: uint32(s.Holders), GpuHolders: uint32(s.GPUHolders)}) //nolint:gosec // counts of pods
+		out.Shares = append(out.Shares, &pb.Share{Device: device, Gpu: gpu, Holders: uint32(s.Holders), GpuHolders: uint32(s.GPUHolders), Containers: s.Containers}) //nolint:gosec // counts of pods
 	}
 	return out
 }
@@ -119,18 +173,44 @@ func unix(t time.Time) int64 {
 }
 
 func reading(d *fleet.Device, metrics []string, now time.Time) *pb.Reading {
-	r := &pb.Reading{AgeUs: age(now, d.Heard), Error: d.Error, Failed: d.Failed()}
-	means := d.Means()
-	r.Metrics = make([]uint32, 0, means.Len())
-	r.Means = make([]int64, 0, means.Len()*len(window.Windows))
-	for i, name := range metrics {
-		m, ok := means.Get(name)
-		if !ok {
+	m := means(d.Readings(), metrics)
+	r := &pb.Reading{
+		AgeUs: age(now, d.Heard), Error: d.Error, Failed: d.Failed(),
+		Metrics: m.GetMetrics(), Means: m.GetMeans(), Coverage: m.GetCoverage(),
+	}
+	if d.Motion.Known {
+		r.Moved, r.WorkKnown, r.Worked = uint32(d.Motion.Minutes)+1, d.Motion.WorkKnown, d.Motion.Worked
+	}
+	return r
+}
+
+// windows are those of means, in seconds.
+var windows = func() (seconds []uint32) {
+	for _, w := range window.Windows {
+		seconds = append(seconds, uint32(w/time.Second))
+	}
+	return seconds
+}()
+
+// means are readings, by the positions of their metrics.
+func means(of fleet.Readings, metrics []string) *pb.Means {
+	r := &pb.Means{Metrics: make([]uint32, 0, of.Len()), Means: make([]int64, 0, of.Len()*len(window.Windows))}
+	i := 0
+	for name, m := range of.All() {
+		at := slices.Index(metrics, name)
+		coverage := of.Coverage(i)
+		i++
+		if at < 0 {
 			continue
 		}
-		r.Metrics = append(r.Metrics, uint32(i))
+		r.Metrics = append(r.Metrics, uint32(at)) //nolint:gosec // few
 		for _, v := range m {
 			r.Means = append(r.Means, thousandths(v))
+		}
+		if !of.Whole() {
+			for _, c := range coverage {
+				r.Coverage = append(r.Coverage, uint32(c/time.Second)) //nolint:gosec // minutes at most
+			}
 		}
 	}
 	return r

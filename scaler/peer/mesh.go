@@ -311,7 +311,11 @@ func (m *Mesh) stream(ctx context.Context, conn *grpc.ClientConn, a address, pee
 	}
 	free := sync.OnceFunc(func() { <-m.slots })
 	defer free()
-	stream, err := pb.NewPeersClient(conn).Watch(ctx, &pb.WatchRequest{Name: m.o.Name, Version: m.o.Version})
+	request := &pb.WatchRequest{Name: m.o.Name, Version: m.o.Version}
+	if own := m.o.Fleet.Own(); own != nil {
+		request.Boot = own.Boot
+	}
+	stream, err := pb.NewPeersClient(conn).Watch(ctx, request)
 	if err != nil {
 		return false, err
 	}
@@ -328,6 +332,9 @@ func (m *Mesh) stream(ctx context.Context, conn *grpc.ClientConn, a address, pee
 		}
 		if a.name != a.target && a.name != n.Name { // Kubernetes knows where it is
 			return heard, fmt.Errorf("it says that it is on node %s", terms.Quote(n.Name))
+		}
+		if len(state.GetRecalled()) > 0 {
+			m.o.Fleet.Recall(recall(state.GetRecalled(), d.layout.GetWindows()))
 		}
 		before, taken, err := peer.Apply(n)
 		if err != nil {

@@ -40,6 +40,9 @@ const (
 // Own is where the node is known that a server tells of.
 type Own interface {
 	Own() *fleet.Node
+	// Before is another one by its name, as it was before its scaler started with a boot
+	// number; nil where that is not known.
+	Before(name string, boot uint64) *fleet.Node
 	// Updated is closed at the next change.
 	Updated() <-chan struct{}
 }
@@ -116,7 +119,11 @@ func (s *Server) Watch(r *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 		updated := s.own.Updated()
 		n, now := s.own.Own(), time.Now()
 		if due || e.podsChanged(n) && now.Sub(sent) >= soonest {
-			if err := stream.Send(e.encode(n, now)); err != nil {
+			state := e.encode(n, now)
+			if sent.IsZero() && r.GetName() != n.Name {
+				state.Recalled = recalled(s.own.Before(r.GetName(), r.GetBoot()), now)
+			}
+			if err := stream.Send(state); err != nil {
 				return err
 			}
 			sent, due = now, false

@@ -33,8 +33,11 @@ const (
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Node and version of who asks, for logs.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Version       string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Name    string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// The layout's boot of who asks; 0: it has no node of its own, or its version does not
+	// say.
+	Boot          uint64 `protobuf:"varint,3,opt,name=boot,proto3" json:"boot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -83,6 +86,13 @@ func (x *WatchRequest) GetVersion() string {
 	return ""
 }
 
+func (x *WatchRequest) GetBoot() uint64 {
+	if x != nil {
+		return x.Boot
+	}
+	return 0
+}
+
 type State struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Layout *Layout                `protobuf:"bytes,1,opt,name=layout,proto3" json:"layout,omitempty"`
@@ -96,8 +106,13 @@ type State struct {
 	// In the order of the layout's devices.
 	Readings []*Reading `protobuf:"bytes,5,rep,name=readings,proto3" json:"readings,omitempty"`
 	// A reader of devices that can read nothing at all, and why; or empty.
-	Reader        string `protobuf:"bytes,6,opt,name=reader,proto3" json:"reader,omitempty"`
-	Error         string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	Reader string `protobuf:"bytes,6,opt,name=reader,proto3" json:"reader,omitempty"`
+	Error  string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	// The means of pods that began within the longest window, of what was read since.
+	Young []*Young `protobuf:"bytes,8,rep,name=young,proto3" json:"young,omitempty"`
+	// In the first message only: what the sender last received of the receiver's node,
+	// from before that one's scaler began.
+	Recalled      []*Recalled `protobuf:"bytes,9,rep,name=recalled,proto3" json:"recalled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -181,6 +196,213 @@ func (x *State) GetError() string {
 	return ""
 }
 
+func (x *State) GetYoung() []*Young {
+	if x != nil {
+		return x.Young
+	}
+	return nil
+}
+
+func (x *State) GetRecalled() []*Recalled {
+	if x != nil {
+		return x.Recalled
+	}
+	return nil
+}
+
+type Young struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Position in the layout's pods.
+	Pod uint32 `protobuf:"varint,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	// In the order of the pod's shares.
+	Shares        []*Means `protobuf:"bytes,2,rep,name=shares,proto3" json:"shares,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Young) Reset() {
+	*x = Young{}
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Young) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Young) ProtoMessage() {}
+
+func (x *Young) ProtoReflect() protoreflect.Message {
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Young.ProtoReflect.Descriptor instead.
+func (*Young) Descriptor() ([]byte, []int) {
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Young) GetPod() uint32 {
+	if x != nil {
+		return x.Pod
+	}
+	return 0
+}
+
+func (x *Young) GetShares() []*Means {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+type Recalled struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Metrics []string               `protobuf:"bytes,2,rep,name=metrics,proto3" json:"metrics,omitempty"`
+	Means   *Means                 `protobuf:"bytes,3,opt,name=means,proto3" json:"means,omitempty"`
+	// UID of a pod that began within the longest window, and when it began, in seconds
+	// since 1970: the means are those of its device since then. Absent: the device's.
+	Pod           string `protobuf:"bytes,4,opt,name=pod,proto3" json:"pod,omitempty"`
+	Begin         int64  `protobuf:"varint,5,opt,name=begin,proto3" json:"begin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Recalled) Reset() {
+	*x = Recalled{}
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Recalled) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Recalled) ProtoMessage() {}
+
+func (x *Recalled) ProtoReflect() protoreflect.Message {
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Recalled.ProtoReflect.Descriptor instead.
+func (*Recalled) Descriptor() ([]byte, []int) {
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Recalled) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Recalled) GetMetrics() []string {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
+func (x *Recalled) GetMeans() *Means {
+	if x != nil {
+		return x.Means
+	}
+	return nil
+}
+
+func (x *Recalled) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *Recalled) GetBegin() int64 {
+	if x != nil {
+		return x.Begin
+	}
+	return 0
+}
+
+// Means are a device's, as in Reading.
+type Means struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Metrics       []uint32               `protobuf:"varint,1,rep,packed,name=metrics,proto3" json:"metrics,omitempty"`
+	Means         []int64                `protobuf:"zigzag64,2,rep,packed,name=means,proto3" json:"means,omitempty"`
+	Coverage      []uint32               `protobuf:"varint,3,rep,packed,name=coverage,proto3" json:"coverage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Means) Reset() {
+	*x = Means{}
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Means) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Means) ProtoMessage() {}
+
+func (x *Means) ProtoReflect() protoreflect.Message {
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Means.ProtoReflect.Descriptor instead.
+func (*Means) Descriptor() ([]byte, []int) {
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Means) GetMetrics() []uint32 {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
+func (x *Means) GetMeans() []int64 {
+	if x != nil {
+		return x.Means
+	}
+	return nil
+}
+
+func (x *Means) GetCoverage() []uint32 {
+	if x != nil {
+		return x.Coverage
+	}
+	return nil
+}
+
 type Layout struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node's name, as Kubernetes has it.
@@ -197,14 +419,20 @@ type Layout struct {
 	Gone []string `protobuf:"bytes,7,rep,name=gone,proto3" json:"gone,omitempty"`
 	// Namespace/name of pods that hold devices, as the kubelet says, and are not
 	// known from the API server.
-	Strangers     []string `protobuf:"bytes,8,rep,name=strangers,proto3" json:"strangers,omitempty"`
+	Strangers []string `protobuf:"bytes,8,rep,name=strangers,proto3" json:"strangers,omitempty"`
+	// The windows of means, in seconds; absent: 0, 15, 60, 300.
+	Windows []uint32 `protobuf:"varint,9,rep,packed,name=windows,proto3" json:"windows,omitempty"`
+	// Another number each time that the node's scaler starts.
+	Boot uint64 `protobuf:"varint,10,opt,name=boot,proto3" json:"boot,omitempty"`
+	// The windows are completed already with what a peer recalled.
+	Completed     bool `protobuf:"varint,11,opt,name=completed,proto3" json:"completed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Layout) Reset() {
 	*x = Layout{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[2]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -216,7 +444,7 @@ func (x *Layout) String() string {
 func (*Layout) ProtoMessage() {}
 
 func (x *Layout) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[2]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -229,7 +457,7 @@ func (x *Layout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Layout.ProtoReflect.Descriptor instead.
 func (*Layout) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{2}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Layout) GetNode() string {
@@ -288,6 +516,27 @@ func (x *Layout) GetStrangers() []string {
 	return nil
 }
 
+func (x *Layout) GetWindows() []uint32 {
+	if x != nil {
+		return x.Windows
+	}
+	return nil
+}
+
+func (x *Layout) GetBoot() uint64 {
+	if x != nil {
+		return x.Boot
+	}
+	return 0
+}
+
+func (x *Layout) GetCompleted() bool {
+	if x != nil {
+		return x.Completed
+	}
+	return false
+}
+
 type Device struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -304,7 +553,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[3]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -316,7 +565,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[3]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -329,7 +578,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{3}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Device) GetId() string {
@@ -402,14 +651,19 @@ type Pod struct {
 	Started int64    `protobuf:"varint,9,opt,name=started,proto3" json:"started,omitempty"`
 	Shares  []*Share `protobuf:"bytes,10,rep,name=shares,proto3" json:"shares,omitempty"`
 	// Ids of what it holds that is no device of the layout.
-	Unknown       []string `protobuf:"bytes,11,rep,name=unknown,proto3" json:"unknown,omitempty"`
+	Unknown []string `protobuf:"bytes,11,rep,name=unknown,proto3" json:"unknown,omitempty"`
+	// When it first became ready, and when it last changed its readiness, likewise.
+	FirstReady int64 `protobuf:"varint,12,opt,name=first_ready,json=firstReady,proto3" json:"first_ready,omitempty"`
+	Changed    int64 `protobuf:"varint,13,opt,name=changed,proto3" json:"changed,omitempty"`
+	// Its containers have not all begun.
+	Pending       bool `protobuf:"varint,14,opt,name=pending,proto3" json:"pending,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[4]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +675,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[4]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +688,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{4}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Pod) GetNamespace() string {
@@ -514,21 +768,44 @@ func (x *Pod) GetUnknown() []string {
 	return nil
 }
 
+func (x *Pod) GetFirstReady() int64 {
+	if x != nil {
+		return x.FirstReady
+	}
+	return 0
+}
+
+func (x *Pod) GetChanged() int64 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *Pod) GetPending() bool {
+	if x != nil {
+		return x.Pending
+	}
+	return false
+}
+
 type Share struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Positions in the layout's devices: what it holds, and the GPU that is (part of).
 	Device uint32 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
 	Gpu    uint32 `protobuf:"varint,2,opt,name=gpu,proto3" json:"gpu,omitempty"`
 	// How many pods hold the one and the other.
-	Holders       uint32 `protobuf:"varint,3,opt,name=holders,proto3" json:"holders,omitempty"`
-	GpuHolders    uint32 `protobuf:"varint,4,opt,name=gpu_holders,json=gpuHolders,proto3" json:"gpu_holders,omitempty"`
+	Holders    uint32 `protobuf:"varint,3,opt,name=holders,proto3" json:"holders,omitempty"`
+	GpuHolders uint32 `protobuf:"varint,4,opt,name=gpu_holders,json=gpuHolders,proto3" json:"gpu_holders,omitempty"`
+	// Names of the pod's containers that hold it.
+	Containers    []string `protobuf:"bytes,5,rep,name=containers,proto3" json:"containers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[5]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -540,7 +817,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[5]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -553,7 +830,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{5}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Share) GetDevice() uint32 {
@@ -584,6 +861,13 @@ func (x *Share) GetGpuHolders() uint32 {
 	return 0
 }
 
+func (x *Share) GetContainers() []string {
+	if x != nil {
+		return x.Containers
+	}
+	return nil
+}
+
 type Reading struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long ago it was taken, in microseconds.
@@ -591,18 +875,28 @@ type Reading struct {
 	// Why nothing of the device can be read, or empty.
 	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
 	// Positions in the layout's metrics, and their means in thousandths: for each
-	// metric one for each window, 0s, 15s, 1m, 5m.
+	// metric one for each window of the layout.
 	Metrics []uint32 `protobuf:"varint,3,rep,packed,name=metrics,proto3" json:"metrics,omitempty"`
 	Means   []int64  `protobuf:"zigzag64,4,rep,packed,name=means,proto3" json:"means,omitempty"`
 	// Metrics that cannot be read, and why.
-	Failed        map[string]string `protobuf:"bytes,5,rep,name=failed,proto3" json:"failed,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Failed map[string]string `protobuf:"bytes,5,rep,name=failed,proto3" json:"failed,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// For how many seconds of each window there are readings, in the order of means;
+	// absent: for all.
+	Coverage []uint32 `protobuf:"varint,6,rep,packed,name=coverage,proto3" json:"coverage,omitempty"`
+	// One more than in how many of the last five minutes the memory in use moved by 1 %
+	// of the device's memory; 0: there are not five minutes of readings.
+	Moved uint32 `protobuf:"varint,7,opt,name=moved,proto3" json:"moved,omitempty"`
+	// There are readings of gpu_utilization for all of that time, and a 15 s mean of them
+	// was above 5 %.
+	WorkKnown     bool `protobuf:"varint,8,opt,name=work_known,json=workKnown,proto3" json:"work_known,omitempty"`
+	Worked        bool `protobuf:"varint,9,opt,name=worked,proto3" json:"worked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Reading) Reset() {
 	*x = Reading{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[6]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -614,7 +908,7 @@ func (x *Reading) String() string {
 func (*Reading) ProtoMessage() {}
 
 func (x *Reading) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[6]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -627,7 +921,7 @@ func (x *Reading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reading.ProtoReflect.Descriptor instead.
 func (*Reading) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{6}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Reading) GetAgeUs() int64 {
@@ -665,14 +959,43 @@ func (x *Reading) GetFailed() map[string]string {
 	return nil
 }
 
+func (x *Reading) GetCoverage() []uint32 {
+	if x != nil {
+		return x.Coverage
+	}
+	return nil
+}
+
+func (x *Reading) GetMoved() uint32 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *Reading) GetWorkKnown() bool {
+	if x != nil {
+		return x.WorkKnown
+	}
+	return false
+}
+
+func (x *Reading) GetWorked() bool {
+	if x != nil {
+		return x.Worked
+	}
+	return false
+}
+
 var File_scaler_peer_peerpb_peer_proto protoreflect.FileDescriptor
 
 const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1dscaler/peer/peerpb/peer.proto\x12\x11gpuscaler.peer.v1\"<\n" +
+	"\x1dscaler/peer/peerpb/peer.proto\x12\x11gpuscaler.peer.v1\"P\n" +
 	"\fWatchRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\tR\aversion\"\xbb\x02\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x12\n" +
+	"\x04boot\x18\x03 \x01(\x04R\x04boot\"\xa4\x03\n" +
 	"\x05State\x121\n" +
 	"\x06layout\x18\x01 \x01(\v2\x19.gpuscaler.peer.v1.LayoutR\x06layout\x12\x1d\n" +
 	"\n" +
@@ -682,9 +1005,24 @@ const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"\x10allocated_age_us\x18\x04 \x01(\x03H\x01R\x0eallocatedAgeUs\x88\x01\x01\x126\n" +
 	"\breadings\x18\x05 \x03(\v2\x1a.gpuscaler.peer.v1.ReadingR\breadings\x12\x16\n" +
 	"\x06reader\x18\x06 \x01(\tR\x06reader\x12\x14\n" +
-	"\x05error\x18\a \x01(\tR\x05errorB\x0f\n" +
+	"\x05error\x18\a \x01(\tR\x05error\x12.\n" +
+	"\x05young\x18\b \x03(\v2\x18.gpuscaler.peer.v1.YoungR\x05young\x127\n" +
+	"\brecalled\x18\t \x03(\v2\x1b.gpuscaler.peer.v1.RecalledR\brecalledB\x0f\n" +
 	"\r_heard_age_usB\x13\n" +
-	"\x11_allocated_age_us\"\x82\x02\n" +
+	"\x11_allocated_age_us\"K\n" +
+	"\x05Young\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\rR\x03pod\x120\n" +
+	"\x06shares\x18\x02 \x03(\v2\x18.gpuscaler.peer.v1.MeansR\x06shares\"\x8c\x01\n" +
+	"\bRecalled\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\ametrics\x18\x02 \x03(\tR\ametrics\x12.\n" +
+	"\x05means\x18\x03 \x01(\v2\x18.gpuscaler.peer.v1.MeansR\x05means\x12\x10\n" +
+	"\x03pod\x18\x04 \x01(\tR\x03pod\x12\x14\n" +
+	"\x05begin\x18\x05 \x01(\x03R\x05begin\"S\n" +
+	"\x05Means\x12\x18\n" +
+	"\ametrics\x18\x01 \x03(\rR\ametrics\x12\x14\n" +
+	"\x05means\x18\x02 \x03(\x12R\x05means\x12\x1a\n" +
+	"\bcoverage\x18\x03 \x03(\rR\bcoverage\"\xce\x02\n" +
 	"\x06Layout\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x18\n" +
@@ -694,7 +1032,11 @@ const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"pods_known\x18\x05 \x01(\bR\tpodsKnown\x12*\n" +
 	"\x04pods\x18\x06 \x03(\v2\x16.gpuscaler.peer.v1.PodR\x04pods\x12\x12\n" +
 	"\x04gone\x18\a \x03(\tR\x04gone\x12\x1c\n" +
-	"\tstrangers\x18\b \x03(\tR\tstrangers\"\xd4\x01\n" +
+	"\tstrangers\x18\b \x03(\tR\tstrangers\x12\x18\n" +
+	"\awindows\x18\t \x03(\rR\awindows\x12\x12\n" +
+	"\x04boot\x18\n" +
+	" \x01(\x04R\x04boot\x12\x1c\n" +
+	"\tcompleted\x18\v \x01(\bR\tcompleted\"\xd4\x01\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x14\n" +
@@ -703,7 +1045,7 @@ const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"\aprofile\x18\x05 \x01(\tR\aprofile\x12\x14\n" +
 	"\x05index\x18\x06 \x01(\rR\x05index\x12\x1a\n" +
 	"\binstance\x18\a \x01(\rR\binstance\x12(\n" +
-	"\x10memory_total_mib\x18\b \x01(\x01R\x0ememoryTotalMib\"\x95\x03\n" +
+	"\x10memory_total_mib\x18\b \x01(\x01R\x0ememoryTotalMib\"\xea\x03\n" +
 	"\x03Pod\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -716,22 +1058,34 @@ const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"\astarted\x18\t \x01(\x03R\astarted\x120\n" +
 	"\x06shares\x18\n" +
 	" \x03(\v2\x18.gpuscaler.peer.v1.ShareR\x06shares\x12\x18\n" +
-	"\aunknown\x18\v \x03(\tR\aunknown\x1a9\n" +
+	"\aunknown\x18\v \x03(\tR\aunknown\x12\x1f\n" +
+	"\vfirst_ready\x18\f \x01(\x03R\n" +
+	"firstReady\x12\x18\n" +
+	"\achanged\x18\r \x01(\x03R\achanged\x12\x18\n" +
+	"\apending\x18\x0e \x01(\bR\apending\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"l\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8c\x01\n" +
 	"\x05Share\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\x12\x10\n" +
 	"\x03gpu\x18\x02 \x01(\rR\x03gpu\x12\x18\n" +
 	"\aholders\x18\x03 \x01(\rR\aholders\x12\x1f\n" +
 	"\vgpu_holders\x18\x04 \x01(\rR\n" +
-	"gpuHolders\"\xe1\x01\n" +
+	"gpuHolders\x12\x1e\n" +
+	"\n" +
+	"containers\x18\x05 \x03(\tR\n" +
+	"containers\"\xca\x02\n" +
 	"\aReading\x12\x15\n" +
 	"\x06age_us\x18\x01 \x01(\x03R\x05ageUs\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x18\n" +
 	"\ametrics\x18\x03 \x03(\rR\ametrics\x12\x14\n" +
 	"\x05means\x18\x04 \x03(\x12R\x05means\x12>\n" +
-	"\x06failed\x18\x05 \x03(\v2&.gpuscaler.peer.v1.Reading.FailedEntryR\x06failed\x1a9\n" +
+	"\x06failed\x18\x05 \x03(\v2&.gpuscaler.peer.v1.Reading.FailedEntryR\x06failed\x12\x1a\n" +
+	"\bcoverage\x18\x06 \x03(\rR\bcoverage\x12\x14\n" +
+	"\x05moved\x18\a \x01(\rR\x05moved\x12\x1d\n" +
+	"\n" +
+	"work_known\x18\b \x01(\bR\tworkKnown\x12\x16\n" +
+	"\x06worked\x18\t \x01(\bR\x06worked\x1a9\n" +
 	"\vFailedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012M\n" +
@@ -750,33 +1104,40 @@ func file_scaler_peer_peerpb_peer_proto_rawDescGZIP() []byte {
 	return file_scaler_peer_peerpb_peer_proto_rawDescData
 }
 
-var file_scaler_peer_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_scaler_peer_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_scaler_peer_peerpb_peer_proto_goTypes = []any{
 	(*WatchRequest)(nil), // 0: gpuscaler.peer.v1.WatchRequest
 	(*State)(nil),        // 1: gpuscaler.peer.v1.State
-	(*Layout)(nil),       // 2: gpuscaler.peer.v1.Layout
-	(*Device)(nil),       // 3: gpuscaler.peer.v1.Device
-	(*Pod)(nil),          // 4: gpuscaler.peer.v1.Pod
-	(*Share)(nil),        // 5: gpuscaler.peer.v1.Share
-	(*Reading)(nil),      // 6: gpuscaler.peer.v1.Reading
-	nil,                  // 7: gpuscaler.peer.v1.Pod.LabelsEntry
-	nil,                  // 8: gpuscaler.peer.v1.Reading.FailedEntry
+	(*Young)(nil),        // 2: gpuscaler.peer.v1.Young
+	(*Recalled)(nil),     // 3: gpuscaler.peer.v1.Recalled
+	(*Means)(nil),        // 4: gpuscaler.peer.v1.Means
+	(*Layout)(nil),       // 5: gpuscaler.peer.v1.Layout
+	(*Device)(nil),       // 6: gpuscaler.peer.v1.Device
+	(*Pod)(nil),          // 7: gpuscaler.peer.v1.Pod
+	(*Share)(nil),        // 8: gpuscaler.peer.v1.Share
+	(*Reading)(nil),      // 9: gpuscaler.peer.v1.Reading
+	nil,                  // 10: gpuscaler.peer.v1.Pod.LabelsEntry
+	nil,                  // 11: gpuscaler.peer.v1.Reading.FailedEntry
 }
 var file_scaler_peer_peerpb_peer_proto_depIdxs = []int32{
-	2, // 0: gpuscaler.peer.v1.State.layout:type_name -> gpuscaler.peer.v1.Layout
-	6, // 1: gpuscaler.peer.v1.State.readings:type_name -> gpuscaler.peer.v1.Reading
-	3, // 2: gpuscaler.peer.v1.Layout.devices:type_name -> gpuscaler.peer.v1.Device
-	4, // 3: gpuscaler.peer.v1.Layout.pods:type_name -> gpuscaler.peer.v1.Pod
-	7, // 4: gpuscaler.peer.v1.Pod.labels:type_name -> gpuscaler.peer.v1.Pod.LabelsEntry
-	5, // 5: gpuscaler.peer.v1.Pod.shares:type_name -> gpuscaler.peer.v1.Share
-	8, // 6: gpuscaler.peer.v1.Reading.failed:type_name -> gpuscaler.peer.v1.Reading.FailedEntry
-	0, // 7: gpuscaler.peer.v1.Peers.Watch:input_type -> gpuscaler.peer.v1.WatchRequest
-	1, // 8: gpuscaler.peer.v1.Peers.Watch:output_type -> gpuscaler.peer.v1.State
-	8, // [8:9] is the sub-list for method output_type
-	7, // [7:8] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	5,  // 0: gpuscaler.peer.v1.State.layout:type_name -> gpuscaler.peer.v1.Layout
+	9,  // 1: gpuscaler.peer.v1.State.readings:type_name -> gpuscaler.peer.v1.Reading
+	2,  // 2: gpuscaler.peer.v1.State.young:type_name -> gpuscaler.peer.v1.Young
+	3,  // 3: gpuscaler.peer.v1.State.recalled:type_name -> gpuscaler.peer.v1.Recalled
+	4,  // 4: gpuscaler.peer.v1.Young.shares:type_name -> gpuscaler.peer.v1.Means
+	4,  // 5: gpuscaler.peer.v1.Recalled.means:type_name -> gpuscaler.peer.v1.Means
+	6,  // 6: gpuscaler.peer.v1.Layout.devices:type_name -> gpuscaler.peer.v1.Device
+	7,  // 7: gpuscaler.peer.v1.Layout.pods:type_name -> gpuscaler.peer.v1.Pod
+	10, // 8: gpuscaler.peer.v1.Pod.labels:type_name -> gpuscaler.peer.v1.Pod.LabelsEntry
+	8,  // 9: gpuscaler.peer.v1.Pod.shares:type_name -> gpuscaler.peer.v1.Share
+	11, // 10: gpuscaler.peer.v1.Reading.failed:type_name -> gpuscaler.peer.v1.Reading.FailedEntry
+	0,  // 11: gpuscaler.peer.v1.Peers.Watch:input_type -> gpuscaler.peer.v1.WatchRequest
+	1,  // 12: gpuscaler.peer.v1.Peers.Watch:output_type -> gpuscaler.peer.v1.State
+	12, // [12:13] is the sub-list for method output_type
+	11, // [11:12] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_scaler_peer_peerpb_peer_proto_init() }
@@ -791,7 +1152,7 @@ func file_scaler_peer_peerpb_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_scaler_peer_peerpb_peer_proto_rawDesc), len(file_scaler_peer_peerpb_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

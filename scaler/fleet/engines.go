@@ -1,0 +1,55 @@
+package fleet
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// EngineKey names an engine that is read: the pod, by its UID, and how. It is comparable.
+type EngineKey struct {
+	UID string
+	// Engine is which one it has to be, Port and Path where its metrics are; "" and 0
+	// leave it to who reads.
+	Engine string
+	Port   int
+	Path   string
+}
+
+// Engine is what is known of the inference engine in a pod. Read-only.
+type Engine struct {
+	// Name is which engine it is, as package engine has it ("vllm"); "" while no answer
+	// was recognized.
+	Name string
+	// Address is where it is read: "10.0.3.7:8000/metrics"; "" before it is known.
+	Address string
+	// Heard is when its newest answer came that could be used; zero: never.
+	Heard time.Time
+	// Error is why it cannot be read now, or "".
+	Error string
+	// Metrics are those that it has, without quantiles, also where there is no mean of
+	// them yet.
+	Metrics []string
+	// Readings are the means of the metrics, by engine.Key. With an error they are the last
+	// there were. No window reaches back beyond Pod.Begin.
+	Readings Readings
+	// From are the names of its own metrics that are used. Peers do not tell of them.
+	From []string
+}
+
+// Has says whether the engine has a metric, given without its quantile.
+func (e *Engine) Has(metric string) bool { return slices.Contains(e.Metrics, metric) }
+
+// Engine is one by its key; nil where it is not read.
+func (n *Node) Engine(key EngineKey) *Engine { return n.engines[key] }
+
+// Engines are those that are read. Read-only.
+func (n *Node) Engines() map[EngineKey]*Engine { return n.engines }
+
+// SetEngines takes over what is known of all engines that are read on this node.
+func (l *Local) SetEngines(all map[EngineKey]*Engine, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.engines = maps.Clone(all)
+	l.publish(now)
+}
