@@ -17,7 +17,7 @@ import (
 
 // What is asked for stays fresh, and what nobody asks for any more is left alone.
 func TestRefresh(t *testing.T) {
-	s := whole()
+	s := forbidden(whole())
 	try(t, s, func(t *testing.T, r *Resolver) {
 		r.Expect("shop", "llm", "")
 		synctest.Wait()
@@ -48,9 +48,9 @@ func podOf(namespace, app string) fleet.Pod {
 }
 
 // A trigger that has just been changed is looked for at once, and not when the
-// ScaledObject is read anyway.
+// ScaledObject is read anyway, where ScaledObjects cannot be followed.
 func TestTriggerChanged(t *testing.T) {
-	s := whole()
+	s := forbidden(whole())
 	try(t, s, func(t *testing.T, r *Resolver) {
 		changed := map[string]string{"profile": "batch"}
 		r.Expect("shop", "llm", "")

@@ -1,11 +1,10 @@
 // Package workload finds what a ScaledObject scales: by its scaleTargetRef's
-// scale subresource, whatever kind that is. Answers come from memory, and are
-// read again in the background for as long as somebody asks. It must not know
-// what the pods hold.
+// scale subresource, whatever kind that is. Answers come from memory. In the
+// background ScaledObjects are followed, and replicas and pods are read again, for
+// as long as a workload is asked for. It must not know what the pods hold.
 package workload
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -18,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 
+	"gpuscaler/profiles"
 	"gpuscaler/scaler/evaluate"
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/terms"
@@ -32,8 +32,9 @@ const (
 	// emptyPeriod is that of a workload without pods: its first one waits for a node,
 	// so that no node tells of it, and nobody may take it for idle.
 	emptyPeriod = time.Second
-	// objectPeriod is that of the ScaledObject, which its author alone changes; a
-	// trigger that is not among its own has it read the next time, too.
+	// objectPeriod is that of a ScaledObject that cannot be followed; a trigger that is
+	// not among its own has it read the next time, too. It is also how soon a ScaledJob of
+	// that name is looked for again.
 	objectPeriod = 15 * time.Second
 	// soonest is how soon it is read again when its pods change: they tell of a
 	// change of the replicas before the period is over.
@@ -47,7 +48,7 @@ const (
 	// timeout is the longest that one request may take.
 	timeout = 5 * time.Second
 	// Requests per second to the API server, and how many at once: two for each
-	// workload and period, and one for each objectPeriod.
+	// workload and period, three with LeaderWorkerSets, one more after an edit.
 	requestsPerSecond = 50
 	requestBurst      = 100
 	// Names that were not known are looked up so often per second, and so many at
@@ -95,9 +96,12 @@ type Resolver struct {
 	// they are read before those that only get old.
 	urgent, queue chan *entry
 
-	mu      sync.Mutex
-	entries *cache.LRUExpireCache // of ask to *entry
-	unknown *rate.Limiter         // of entries that have never been found
+	mu       sync.Mutex
+	follower *follower
+	profiles Profiles              // nil: none is known
+	entries  *cache.LRUExpireCache // of ask to *entry
+	unknown  *rate.Limiter         // of entries that have never been found
+	warnHPA  sync.Once             // that KEDA's HPAs cannot be read
 }
 
 // entry is one workload. Its fields are guarded by Resolver.mu.
@@ -112,14 +116,25 @@ type entry struct {
 
 	kept time.Time // when entries was last told to keep it
 
-	object     *scaledObject // nil: to be read
+	object     *scaledObject // the newest, or nil
 	objectRead time.Time
+	reread     bool // it has to be read again, unless it is followed
+
+	// The triggers of the ScaledJob of that name: wanted where metadata fits none of the
+	// ScaledObject's.
+	jobs       []triggerSpec
+	jobsRead   time.Time
+	jobsWanted bool
+
+	// KEDA's HPA: wanted for a while after an edit.
+	hpa       lookedAt
+	hpaWanted bool
 }
 
-// found is what the API server told.
+// found is what the API server answered, for this target.
 type found struct {
 	workload evaluate.Workload
-	triggers []triggerSpec
+	ref      targetRef
 }
 
 // New makes a resolver. It asks nothing of the API server.
@@ -128,13 +143,19 @@ func New(config *rest.Config, log *slog.Logger) (*Resolver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("workloads: %w", err)
 	}
-	return &Resolver{
+	r := &Resolver{
 		api: api, log: log,
 		urgent: make(chan *entry, remembered), queue: make(chan *entry, remembered),
 		entries: cache.NewLRUExpireCache(remembered),
 		unknown: rate.NewLimiter(newNames, newNameBurst),
-	}, nil
+	}
+	r.follower = newFollower(r)
+	return r, nil
 }
+
+// UseProfiles makes known which triggers never let their workload scale to zero. It
+// must be called before Run.
+func (r *Resolver) UseProfiles(p Profiles) { r.profiles = p }
 
 // Workload is what is known of a ScaledObject's workload, by podSelector if that
 // is not ""; metadata is that of the trigger that asks, which tells it from the
@@ -144,6 +165,7 @@ func (r *Resolver) Workload(namespace, name, podSelector string, metadata map[st
 	a := ask{namespace, name, podSelector}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	now := time.Now()
 	e := r.known(a)
 	if e == nil || e.found == nil {
 		if err := a.validate(); err != nil {
@@ -151,18 +173,56 @@ func (r *Resolver) Workload(namespace, name, podSelector string, metadata map[st
 		}
 		e = r.entry(a)
 	}
+	r.follower.touch(now)
+	unread := func() error {
+		return fail(evaluate.Unavailable, "ScaledObject %s: not read yet from the API server", a)
+	}
 	switch {
 	case e == nil || (e.found == nil && e.err == nil):
-		return nil, fail(evaluate.Unavailable, "ScaledObject %s: not read yet from the API server", a)
+		return nil, unread()
 	case e.found == nil || e.definite:
 		return nil, e.err
 	}
+	r.newest(e, now)
+	if !e.current() { // its target was changed
+		if e.err != nil {
+			return nil, e.err
+		}
+		return nil, unread()
+	}
+	return r.answer(e, metadata, now)
+}
+
+// answer is a workload that was found, for the trigger with this metadata.
+func (r *Resolver) answer(e *entry, metadata map[string]string, now time.Time) (*evaluate.Workload, error) {
 	w := e.found.workload
-	var known bool
-	if w.TargetType, known = targetType(e.found.triggers, metadata); !known {
-		e.object = nil
+	w.Edited = e.object.edited
+	var set *profiles.Set
+	if r.profiles != nil {
+		set = r.profiles.Load()
+	}
+	fits, err := e.object.complete(&w, metadata, set)
+	if err != nil {
+		return nil, err
+	}
+	e.followed(&w, metadata, set, now)
+	if fits {
+		return &w, nil
+	}
+	e.reread = e.reread || !r.follower.connected
+	if slices.ContainsFunc(e.jobs, func(t triggerSpec) bool { return t.fits(metadata) }) {
+		_, err := classify(e.ask, errScaledJob)
+		return nil, err
+	}
+	if e.jobsWanted = true; e.wantsJobs(now) {
+		e.outdated = true
 	}
 	return &w, nil
+}
+
+// wantsJobs says whether the ScaledJob of that name is to be read.
+func (e *entry) wantsJobs(now time.Time) bool {
+	return e.jobsWanted && now.Sub(e.jobsRead) >= objectPeriod
 }
 
 // Health is how many workloads are known, of how many nothing can be read now, and how
@@ -195,6 +255,7 @@ func (r *Resolver) Expect(namespace, name, podSelector string) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.follower.touch(time.Now())
 	r.entry(a)
 }
 
@@ -213,37 +274,25 @@ func (r *Resolver) PodsChanged(changed []fleet.Pod) {
 }
 
 // found are the workloads that are known.
-func (r *Resolver) found() (all []*entry) {
+func (r *Resolver) found() []*entry {
+	return slices.DeleteFunc(r.all(), func(e *entry) bool { return e.found == nil })
+}
+
+// all are the workloads that are asked for.
+func (r *Resolver) all() (all []*entry) {
 	for _, key := range r.entries.Keys() {
-		if known, ok := r.entries.Get(key); ok && known.(*entry).found != nil {
+		if known, ok := r.entries.Get(key); ok {
 			all = append(all, known.(*entry))
 		}
 	}
 	return all
 }
 
-func (e *entry) period() time.Duration {
-	if len(e.found.workload.Pods) == 0 {
-		return emptyPeriod
-	}
-	return period
-}
-
 // has says whether a pod is of the workload, as far as that is known.
 func (e *entry) has(pod fleet.Pod) bool {
-	return e.ask.namespace == pod.Namespace && e.found.workload.Selector.Matches(labels.Set(pod.Labels))
-}
-
-// enqueueDue queues a workload that has to be read again, of which there are so
-// many.
-func (r *Resolver) enqueueDue(e *entry, of int, now time.Time) {
-	age := now.Sub(e.read)
-	switch {
-	case e.outdated && age >= soonest:
-		r.enqueue(e, r.urgent)
-	case age >= max(e.period(), time.Duration(of)*share):
-		r.enqueue(e, r.queue)
-	}
+	w := &e.found.workload
+	return e.ask.namespace == pod.Namespace &&
+		(w.Selector.Matches(labels.Set(pod.Labels)) || slices.Contains(w.Sets, pod.Labels[fleet.SetLabel]))
 }
 
 // known is the entry of an ask, or nil. It is kept for longer.
@@ -276,108 +325,6 @@ func (r *Resolver) entry(a ask) *entry {
 	e.kept = time.Now()
 	r.entries.Add(a, e, asked)
 	return e
-}
-
-func (r *Resolver) enqueue(e *entry, queue chan *entry) {
-	if e.queued {
-		return
-	}
-	select {
-	case queue <- e:
-		e.queued = true
-	default: // another round does it
-	}
-}
-
-// Run reads until ctx is done.
-func (r *Resolver) Run(ctx context.Context) error {
-	var all sync.WaitGroup
-	defer all.Wait()
-	for i := range workers {
-		all.Go(func() { r.work(ctx, i == 0) })
-	}
-	tick := time.NewTicker(soonest / 2)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			r.due(time.Now())
-		}
-	}
-}
-
-// due queues the workloads that have to be read again.
-func (r *Resolver) due(now time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all := r.found()
-	for _, e := range all {
-		r.enqueueDue(e, len(all), now)
-	}
-}
-
-// work reads what is urgent before the rest, or the other way round: one worker
-// does, so that those are read, too, whose pods do not change.
-func (r *Resolver) work(ctx context.Context, restFirst bool) {
-	first := r.urgent
-	if restFirst {
-		first = r.queue
-	}
-	for ctx.Err() == nil {
-		select {
-		case e := <-first:
-			r.refresh(ctx, e)
-			continue
-		default:
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case e := <-r.urgent:
-			r.refresh(ctx, e)
-		case e := <-r.queue:
-			r.refresh(ctx, e)
-		}
-	}
-}
-
-func (r *Resolver) refresh(ctx context.Context, e *entry) {
-	r.mu.Lock()
-	e.outdated = false // what changes from here on is seen the next time
-	object, objectRead := e.object, e.objectRead
-	r.mu.Unlock()
-	var found *found
-	var err error
-	if object == nil || time.Since(objectRead) >= objectPeriod {
-		objectRead = time.Now()
-		object, err = r.api.scaledObject(ctx, e.ask)
-	}
-	if err == nil {
-		found, err = r.api.find(ctx, e.ask, object)
-	}
-	if ctx.Err() != nil {
-		return
-	}
-	now := time.Now()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if e.object, e.objectRead = object, objectRead; err != nil {
-		e.object = nil // the target may be another by now
-	}
-	before := e.err
-	e.queued, e.read = false, now
-	e.err, e.definite = nil, false
-	if err == nil {
-		found.workload.Told = now
-		e.found = found
-	} else {
-		e.definite, e.err = classify(e.ask, err)
-	}
-	if (before == nil) != (e.err == nil) {
-		r.log.Warn("workload's state changed", "scaledobject", e.ask.String(), "error", e.err)
-	}
 }
 
 func fail(kind evaluate.Kind, format string, args ...any) error {

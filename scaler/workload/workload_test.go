@@ -2,11 +2,8 @@ package workload
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -22,51 +19,18 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/rest"
 
 	"gpuscaler/scaler/evaluate"
 	"gpuscaler/scaler/trigger"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// apiServer answers from a table, in memory.
-type apiServer struct {
-	mu      sync.Mutex
-	answers map[string]any // by path and query; a StatusError is refused
-	asked   map[string]int
-	hang    bool
-}
-
-func (s *apiServer) RoundTrip(r *http.Request) (*http.Response, error) {
-	s.mu.Lock()
-	hang, answer := s.hang, s.answers[r.URL.RequestURI()]
-	s.asked[r.URL.RequestURI()]++
-	s.mu.Unlock()
-	if hang {
-		<-r.Context().Done()
-		return nil, r.Context().Err()
-	}
-	w := httptest.NewRecorder()
-	w.Header().Set("Content-Type", "application/json")
-	if answer == nil {
-		answer = apierrors.NewNotFound(schema.GroupResource{Resource: "things"}, r.URL.Path)
-	}
-	if err, refused := answer.(*apierrors.StatusError); refused {
-		w.WriteHeader(int(err.ErrStatus.Code))
-		err.ErrStatus.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}
-		answer = err.ErrStatus
-	}
-	_ = json.NewEncoder(w).Encode(answer)
-	response := w.Result()
-	response.Request = r
-	return response, nil
-}
-
-func (s *apiServer) set(change func(s *apiServer)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	change(s)
+func TestMain(m *testing.M) {
+	// client-go's handler waits by the time since the last error, which is of a real
+	// clock at first, and of a test's then.
+	utilruntime.ErrorHandlers = nil
+	goleak.VerifyTestMain(m)
 }
 
 const (
@@ -81,8 +45,9 @@ const (
 // pod that waits for a node.
 func whole() *apiServer {
 	scaledObject := map[string]any{
+		"kind": "ScaledObject", "apiVersion": "keda.sh/v1alpha1", "metadata": map[string]any{"namespace": "shop", "name": "llm", "uid": "u", "resourceVersion": "1"},
 		"spec": map[string]any{
-			"scaleTargetRef": map[string]any{"name": "engine"},
+			"scaleTargetRef": map[string]any{"apiVersion": "leaderworkerset.x-k8s.io/v1", "kind": "LeaderWorkerSet", "name": "engine"},
 			"triggers": []any{
 				map[string]any{"type": "cpu", "metricType": "Utilization", "metadata": map[string]any{"value": "80"}},
 				map[string]any{"type": "external", "metadata": map[string]any{"profile": "triton-inference"}},
@@ -136,7 +101,7 @@ func TestWorkload(t *testing.T) {
 		_, err := r.ask("", nil)
 		requireError(t, err, evaluate.Unavailable, "ScaledObject shop/llm: not read yet from the API server")
 		synctest.Wait()
-		w, err := r.ask("", map[string]string{"profile": "triton-inference", "scalerAddress": "x:6000"})
+		w, err := r.ask("", map[string]string{"profile": "triton-inference"})
 		require.NoError(t, err)
 		assert.Equal(t, "ScaledObject shop/llm", w.Name)
 		assert.Equal(t, "shop", w.Namespace)
@@ -222,8 +187,8 @@ func TestNoWorkload(t *testing.T) {
 		"a missing permission": {func(s *apiServer) { s.answers[lwsPath] = forbidden }, evaluate.Impossible,
 			"the scaler lacks a permission (deploy/components/pod-resources/rbac.yaml has them all): leaderworkersets/scale.leaderworkerset.x-k8s.io \"engine\" is forbidden"},
 		"no scale subresource": {func(s *apiServer) { delete(s.answers, lwsPath) }, evaluate.Impossible, "things"},
-		"no selector": {func(s *apiServer) { s.answers[lwsPath] = autoscalingv1.Scale{} }, evaluate.Unavailable,
-			"the scale subresource of its target LeaderWorkerSet engine has no selector; name its pods with podSelector"},
+		"no selector": {func(s *apiServer) { s.answers[lwsPath] = autoscalingv1.Scale{} }, evaluate.Impossible,
+			"its target LeaderWorkerSet engine has no selector in its scale subresource, which the HPA requires, too: set labelSelectorPath"},
 		"a broken answer": {func(s *apiServer) { s.answers[soPath] = []string{} }, evaluate.Unavailable, "cannot unmarshal"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -304,7 +269,7 @@ func TestBadNames(t *testing.T) {
 		defer s.mu.Unlock()
 		assert.Empty(t, s.asked)
 	})
-	s.answers[soPath].(map[string]any)["spec"].(map[string]any)["scaleTargetRef"] = map[string]any{"name": "../../pods"}
+	s.answers[soPath].(map[string]any)["spec"].(map[string]any)["scaleTargetRef"].(map[string]any)["name"] = "../../pods"
 	try(t, s, func(t *testing.T, r *Resolver) {
 		r.Expect("shop", "llm", "")
 		synctest.Wait()
