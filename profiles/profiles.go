@@ -107,6 +107,8 @@ var builtin = sync.OnceValue(func() *Set {
 	return newSet(byName)
 })
 
+const keyTarget = "targetValue"
+
 // fields are the keys of a profile's file and what each of them sets. A field
 // without "required" may be left out.
 var fields = []struct {
@@ -118,7 +120,7 @@ var fields = []struct {
 	{"description", true, func(p *Profile, text string) error { p.Description = text; return nonEmpty(text) }},
 	{"reason", true, func(p *Profile, text string) error { p.Reason = text; return nonEmpty(text) }},
 	{"metricType", true, setMetric},
-	{"targetValue", true, func(p *Profile, text string) (err error) { p.Target, err = terms.ParseTarget(text); return err }},
+	{keyTarget, true, func(p *Profile, text string) (err error) { p.Target, err = terms.ParseTarget(text); return err }},
 	{"activationThreshold", false, func(p *Profile, text string) (err error) { p.Activation, err = terms.ParseActivation(text); return err }},
 	{"scaleToZero", true, setScaleToZero},
 	{"aggregation", false, func(p *Profile, text string) (err error) {
@@ -138,9 +140,10 @@ func parse(file string, data []byte) (Profile, error) {
 	if want := nameOf(file); p.Name != want {
 		return Profile{}, fmt.Errorf("%s: name: %s is not the file's name; allowed is %q", file, terms.Quote(p.Name), want)
 	}
-	if !validName(p.Name) {
-		return Profile{}, fmt.Errorf("%s: name: %s is no profile name; allowed are 1 to 63 lower-case letters, digits and dashes, not beginning or ending with a dash",
-			file, terms.Quote(p.Name))
+	// That fits a file, a Kubernetes name and, with underscores for dashes, a
+	// metric's name.
+	if !terms.IsLabel(p.Name) {
+		return Profile{}, fmt.Errorf("%s: name: %s is no profile name; %s", file, terms.Quote(p.Name), terms.LabelAllowed)
 	}
 	p.MetricName = "keda_gpu_" + strings.ReplaceAll(p.Name, "-", "_")
 	return p, nil
@@ -184,6 +187,9 @@ func decode(data []byte) (Profile, error) {
 			return Profile{}, fmt.Errorf("%s: %w", f.key, err)
 		}
 	}
+	if err := terms.CheckTarget(texts[keyTarget], p.Target, p.Metric, p.Aggregation); err != nil {
+		return Profile{}, fmt.Errorf("%s: %w", keyTarget, err)
+	}
 	return p, nil
 }
 
@@ -209,20 +215,6 @@ func setScaleToZero(p *Profile, text string) error {
 	}
 	p.ScaleToZero = text == "true"
 	return nil
-}
-
-// validName keeps names to what fits a file, a Kubernetes name and, with
-// underscores for dashes, a metric's name.
-func validName(name string) bool {
-	if name == "" || len(name) > 63 || name[0] == '-' || name[len(name)-1] == '-' {
-		return false
-	}
-	for _, c := range []byte(name) {
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
-			return false
-		}
-	}
-	return true
 }
 
 // oneLine makes a YAML error, which spreads over lines and may quote the file

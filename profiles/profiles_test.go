@@ -86,6 +86,21 @@ func TestParse(t *testing.T) {
 	require.NoError(t, err)
 	assert.Zero(t, p.Activation)
 	assert.Equal(t, 80.0, p.Target)
+
+	p, err = parse("ours.yaml", text("ours", map[string]string{"targetValue": "300.0625", "+": "aggregation: sum\n"}))
+	require.NoError(t, err, "the sum of a pod's four GPUs")
+	assert.Equal(t, 300.062, p.Target, "as KEDA rounds it")
+}
+
+func TestReasons(t *testing.T) {
+	for _, name := range []string{"vllm-inference", "ollama", "tgi-inference", "batch"} {
+		p, _ := Builtin().Get(name)
+		assert.Contains(t, p.Reason, "lat memory counts as the target while the GPU works and as 0 while it is idle", name)
+		assert.Contains(t, p.Reason, "never asks for more", name)
+		assert.Contains(t, p.Reason, "instead", name)
+	}
+	p, _ := Builtin().Get("training")
+	assert.Contains(t, p.Reason, "above a mean of 99 %")
 }
 
 func TestParseBad(t *testing.T) {
@@ -115,6 +130,9 @@ func TestParseBad(t *testing.T) {
 		{with("targetValue", "0x10"), `targetValue: "0x10" is not a number; allowed is a finite number above 0`},
 		{with("targetValue", ""), `targetValue: "" is empty; allowed is a finite number above 0`},
 		{with("targetValue", "[1]"), `unmarshal errors: line 5: cannot unmarshal !!seq into string`},
+		{with("targetValue", "0.8"), `targetValue: "0.8" is 1 % or less, and gpu_utilization is in percent; did you mean "80"? allowed is above 1 and at most 100, or more with aggregation sum`},
+		{with("targetValue", "1"), `targetValue: "1" is 1 % or less, and gpu_utilization is in percent; did you mean "100"? allowed is above 1 and at most 100, or more with aggregation sum`},
+		{with("targetValue", "800"), `targetValue: "800" is above 100 %, the most that gpu_utilization can be; did you mean "80"? allowed is above 1 and at most 100, or more with aggregation sum`},
 		{with("activationThreshold", "-5"), `activationThreshold: "-5" is below 0; allowed is a finite number, 0 or above`},
 		{with("scaleToZero", "-"), `scaleToZero: missing`},
 		{with("scaleToZero", "maybe"), `scaleToZero: "maybe" is no boolean; allowed are true and false`},

@@ -117,9 +117,9 @@ func TestStartWithAMixedFolder(t *testing.T) {
 	write(t, filepath.Join(dir, "batch.yaml"), withTarget("batch", "33"))
 	write(t, filepath.Join(dir, "bad.yaml"), withTarget("bad", "80%"))
 	write(t, filepath.Join(dir, "big.yaml"), bytes.Repeat([]byte("#"), MaxFileBytes+1))
-	write(t, filepath.Join(dir, ".hidden.yaml"), withTarget(".hidden", "1"))
+	write(t, filepath.Join(dir, ".hidden.yaml"), withTarget(".hidden", "10"))
 	write(t, filepath.Join(dir, "README.md"), []byte("not ours"))
-	write(t, filepath.Join(dir, "twice.yaml"), withTarget("twice", "1"))
+	write(t, filepath.Join(dir, "twice.yaml"), withTarget("twice", "10"))
 	write(t, filepath.Join(dir, "twice.yml"), withTarget("twice", "2"))
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "folder.yaml"), 0o755))
 	require.NoError(t, syscall.Mkfifo(filepath.Join(dir, "pipe.yaml"), 0o644))
@@ -130,7 +130,7 @@ func TestStartWithAMixedFolder(t *testing.T) {
 		"triton-inference", "twice", "vllm-inference"}, s.Load().Names())
 	assert.Equal(t, 51.0, target(s, "ours"))
 	assert.Equal(t, 33.0, target(s, "batch"))
-	assert.Equal(t, 1.0, target(s, "twice"))
+	assert.Equal(t, 10.0, target(s, "twice"))
 	for _, line := range []string{
 		`level=ERROR msg="bad profile: it is skipped" file=bad.yaml reason="bad.yaml: targetValue: \"80%\" is not a number; allowed is a finite number above 0"`,
 		`file=big.yaml reason="big.yaml: more than 65536 bytes; at most 65536 are allowed"`,
@@ -237,9 +237,9 @@ func (c *configMap) mount(files map[string][]byte) {
 
 func TestConfigMap(t *testing.T) {
 	c := configMap{t: t, dir: t.TempDir()}
-	c.mount(map[string][]byte{"a.yaml": withTarget("a", "1")})
+	c.mount(map[string][]byte{"a.yaml": withTarget("a", "10")})
 	s, log := start(t, c.dir)
-	assert.Equal(t, 1.0, target(s, "a"))
+	assert.Equal(t, 10.0, target(s, "a"))
 
 	c.mount(map[string][]byte{"a.yaml": withTarget("a", "2"), "b.yaml": withTarget("b", "3")})
 	becomes(t, s, "a", 2)
@@ -259,12 +259,12 @@ func TestFolderReplaced(t *testing.T) {
 	parent := t.TempDir()
 	dir := filepath.Join(parent, "profiles")
 	require.NoError(t, os.Mkdir(dir, 0o755))
-	write(t, filepath.Join(dir, "ours.yaml"), withTarget("ours", "1"))
+	write(t, filepath.Join(dir, "ours.yaml"), withTarget("ours", "10"))
 	s, log := start(t, dir, func(s *Store) { s.resync = 5 * time.Millisecond })
 
 	require.NoError(t, os.Rename(dir, dir+".old"))
 	eventually(t, s, "complaint", func() bool { return log.count("no such file or directory; the profiles stay as they are") == 1 })
-	assert.Equal(t, 1.0, target(s, "ours"))
+	assert.Equal(t, 10.0, target(s, "ours"))
 
 	require.NoError(t, os.Mkdir(dir, 0o755))
 	write(t, filepath.Join(dir, "ours.yaml"), withTarget("ours", "2"))
@@ -282,8 +282,8 @@ func TestFolderWatchedAgain(t *testing.T) {
 	write(t, filepath.Join(parent, "two", "ours.yaml"), withTarget("ours", "2"))
 	require.NoError(t, os.Symlink("one", link))
 	s, _ := start(t, link)
-	write(t, filepath.Join(link, "ours.yaml"), withTarget("ours", "1"))
-	becomes(t, s, "ours", 1)
+	write(t, filepath.Join(link, "ours.yaml"), withTarget("ours", "10"))
+	becomes(t, s, "ours", 10)
 
 	require.NoError(t, os.Symlink("two", link+"~"))
 	require.NoError(t, os.Rename(link+"~", link))
@@ -297,7 +297,7 @@ func TestTooManyFiles(t *testing.T) {
 	dir := t.TempDir()
 	for i := range MaxFiles + 2 {
 		name := fmt.Sprintf("p%04d", i)
-		write(t, filepath.Join(dir, name+".yaml"), withTarget(name, "1"))
+		write(t, filepath.Join(dir, name+".yaml"), withTarget(name, "10"))
 	}
 	log := &logbook{}
 	s, err := NewStore(dir, slog.New(slog.NewTextHandler(log, nil)))
@@ -311,11 +311,11 @@ func TestTooManyFiles(t *testing.T) {
 func TestNoChange(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "ours.yaml")
-	write(t, path, withTarget("ours", "1"))
+	write(t, path, withTarget("ours", "10"))
 	s, err := NewStore(dir, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	set := s.Load()
-	write(t, path, append(withTarget("ours", "1"), "# a comment\n"...))
+	write(t, path, append(withTarget("ours", "10"), "# a comment\n"...))
 	require.NoError(t, s.reload())
 	assert.Same(t, set, s.Load())
 }

@@ -1,8 +1,13 @@
 package trigger
 
 import (
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,41 +18,74 @@ import (
 	"gpuscaler/profiles"
 )
 
-// Every built-in profile has an example, and every example is a trigger that
-// the scaler takes.
+// object is what the tests need of a manifest.
+type object struct {
+	APIVersion string `yaml:"apiVersion"`
+	Kind       string
+	Spec       struct {
+		MinReplicaCount *int `yaml:"minReplicaCount"`
+		Triggers        []struct {
+			Type     string
+			Metadata map[string]string
+		}
+	}
+}
+
+// Every built-in profile has an example of its name, and every trigger in an
+// example, those of subfolders too, is one that the scaler takes and that means
+// what it says.
 func TestExamples(t *testing.T) {
-	files, err := filepath.Glob("../../deploy/examples/*.yaml")
-	require.NoError(t, err)
+	const folder = "../../deploy/examples"
 	set := profiles.Builtin()
-	var seen []string
-	for _, file := range files {
-		data, err := os.ReadFile(file)
+	var named []string
+	require.NoError(t, filepath.WalkDir(folder, func(file string, entry fs.DirEntry, err error) error {
 		require.NoError(t, err)
-		var object struct {
-			APIVersion string `yaml:"apiVersion"`
-			Kind       string
-			Spec       struct {
-				MinReplicaCount *int `yaml:"minReplicaCount"`
-				Triggers        []struct {
-					Type     string
-					Metadata map[string]string
+		if entry.IsDir() {
+			return nil
+		}
+		require.Equal(t, ".yaml", filepath.Ext(file))
+		triggers := 0
+		for _, o := range documents(t, file) {
+			if o.Kind != "ScaledObject" {
+				continue
+			}
+			assert.Equal(t, "keda.sh/v1alpha1", o.APIVersion, file)
+			for _, trigger := range o.Spec.Triggers {
+				triggers++
+				assert.Equal(t, "external", trigger.Type, file)
+				assert.NotEmpty(t, trigger.Metadata["scalerAddress"], file)
+				parsed, err := Parse(trigger.Metadata, set)
+				require.NoError(t, err, file)
+				assert.Empty(t, Suspicions(&parsed, 0.1), file)
+				if parsed.AlwaysActive && assert.NotNil(t, o.Spec.MinReplicaCount, file) {
+					assert.Positive(t, *o.Spec.MinReplicaCount, file)
+				}
+				if filepath.Dir(file) == filepath.Clean(folder) {
+					assert.Equal(t, strings.TrimSuffix(filepath.Base(file), ".yaml"), parsed.Profile, file)
+					named = append(named, parsed.Profile)
 				}
 			}
 		}
-		require.NoError(t, yaml.Unmarshal(data, &object), file)
-		assert.Equal(t, "keda.sh/v1alpha1 ScaledObject", object.APIVersion+" "+object.Kind, file)
-		require.Len(t, object.Spec.Triggers, 1, file)
-		trigger := object.Spec.Triggers[0]
-		assert.Equal(t, "external", trigger.Type, file)
-		assert.NotEmpty(t, trigger.Metadata["scalerAddress"], file)
+		assert.Equal(t, 1, triggers, file)
+		return nil
+	}))
+	slices.Sort(named)
+	assert.Equal(t, set.Names(), named)
+}
 
-		parsed, err := Parse(trigger.Metadata, set)
-		require.NoError(t, err, file)
-		assert.Equal(t, strings.TrimSuffix(filepath.Base(file), ".yaml"), parsed.Profile, file)
-		if parsed.AlwaysActive && assert.NotNil(t, object.Spec.MinReplicaCount, file) {
-			assert.Positive(t, *object.Spec.MinReplicaCount, file)
+// documents reads all manifests of a file.
+func documents(t *testing.T, file string) (all []object) {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	for {
+		var o object
+		err := decoder.Decode(&o)
+		if errors.Is(err, io.EOF) {
+			return all
 		}
-		seen = append(seen, parsed.Profile)
+		require.NoError(t, err, file)
+		all = append(all, o)
 	}
-	assert.Equal(t, set.Names(), seen)
 }

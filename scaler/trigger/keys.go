@@ -38,7 +38,7 @@ var Keys = table[:]
 var table = [...]Key{
 	{"profile", "", "a built-in or custom profile; every other key overrides it", nil},
 	{"metricType", "gpu_utilization", "a metric by name, or x_<name> from another reader", setMetric},
-	{"targetValue", "80", "target per replica in the metric's unit, above 0", setTarget},
+	{"targetValue", "80", "target per replica in the metric's unit, above 0; a percentage is above 1 and at most 100, or more with aggregation sum", setTarget},
 	{"targetGpuUtilization", "", "shorthand: metricType gpu_utilization and its target in one", shorthand("gpu_utilization")},
 	{"targetMemoryUtilization", "", "shorthand: metricType memory_used_percent and its target in one", shorthand("memory_used_percent")},
 	{"activationThreshold", "0", "active above this, in the metric's unit; no effect with a profile that never scales to zero", setActivation},
@@ -47,7 +47,8 @@ var table = [...]Key{
 	{"window", "15s", "the mean over 0s (the last sample), 15s, 1m or 5m", setWindow},
 	{"scope", "", "workload, node or cluster; absent: workload with Kubernetes, else node", setScope},
 	{"podSelector", "", "label selector of the workload's pods, instead of the ScaledObject's own target", setPodSelector},
-	{"gpuModel", "", "only GPUs whose name contains this", setGPUModel},
+	{"container", "", "only the GPUs of this container of each pod; absent: of all", setContainer},
+	{"gpuModel", "", "only GPUs whose name has all these words: A100, L40S, or a label's value like nvidia-l4 or NVIDIA-A100-SXM4-80GB", setGPUModel},
 	{"startupTimeout", "30m", "how long a pod that was never ready counts as starting, up to 24h", setStartupTimeout},
 	{"targetType", "AverageValue", "AverageValue or Value, where the ScaledObject cannot be read", setTargetType},
 	{"metricName", "", "the name shown in the HPA; absent: keda_gpu_metric, or keda_gpu_ and the profile's name", setMetricName},
@@ -61,6 +62,8 @@ const (
 	keyTarget      = "targetValue"
 	keyTargetGPU   = "targetGpuUtilization"
 	keyTargetMem   = "targetMemoryUtilization"
+	keyAggregation = "aggregation"
+	keyContainer   = "container"
 	keyScope       = "scope"
 	keyPodSelector = "podSelector"
 )
@@ -174,9 +177,27 @@ func setPodSelector(t *Trigger, value string) error {
 	return notBlank(value, `a label selector like "app=llm"`)
 }
 
+func setContainer(t *Trigger, value string) error {
+	t.Container = value
+	if err := notBlank(value, `the name of a container, like "engine"`); err != nil {
+		return err
+	}
+	if !terms.IsLabel(value) {
+		return fmt.Errorf("%s is no container name; %s", terms.Quote(value), terms.LabelAllowed)
+	}
+	return nil
+}
+
 func setGPUModel(t *Trigger, value string) error {
+	const allowed = `words of a GPU's name, like "H200"`
 	t.GPUModel = value
-	return notBlank(value, `part of a GPU's name, like "H200"`)
+	if err := notBlank(value, allowed); err != nil {
+		return err
+	}
+	if !terms.HasWord(value) {
+		return fmt.Errorf("%s has no letter or digit; allowed is %s", terms.Quote(value), allowed)
+	}
+	return nil
 }
 
 func setStartupTimeout(t *Trigger, value string) error {

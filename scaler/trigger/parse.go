@@ -34,7 +34,8 @@ func (g *given) fromEnv() bool { return strings.HasSuffix(g.key, fromEnv) }
 
 // Parse reads a trigger's metadata. Any error is an *Error, and always the same
 // one for the same metadata: first unknown keys, then bad values, each in the
-// keys' alphabetical order, then keys that contradict each other.
+// keys' alphabetical order, then keys that contradict each other, then a target
+// that does not fit the metric.
 func Parse(metadata map[string]string, set *profiles.Set) (Trigger, error) {
 	var found [len(table)]given // as sorted
 	if err := collect(metadata, &found); err != nil {
@@ -56,6 +57,9 @@ func Parse(metadata map[string]string, set *profiles.Set) (Trigger, error) {
 		}
 	}
 	if err := contradiction(&found, &t); err != nil {
+		return Trigger{}, err
+	}
+	if err := misfit(&found, &t, set); err != nil {
 		return Trigger{}, err
 	}
 	return t, nil
@@ -141,10 +145,41 @@ func contradiction(found *[len(table)]given, t *Trigger) error {
 				terms.Quote(a.value), b.key, terms.Quote(b.value))}
 		}
 	}
-	if t.PodSelector != "" && (t.Scope == ScopeNode || t.Scope == ScopeCluster) {
-		a, b := found[position[keyPodSelector]], found[position[keyScope]]
-		return &Error{Key: a.key, Value: a.value, FromEnv: a.fromEnv() || b.fromEnv(), Reason: fmt.Sprintf("%s contradicts %s %s; with it only %s %q is allowed",
-			terms.Quote(a.value), b.key, terms.Quote(b.value), keyScope, ScopeWorkload)}
+	if t.Scope != ScopeNode && t.Scope != ScopeCluster {
+		return nil
+	}
+	for _, key := range [...]string{keyContainer, keyPodSelector} {
+		a, b := &found[position[key]], &found[position[keyScope]]
+		if a.key != "" {
+			return &Error{Key: a.key, Value: a.value, FromEnv: a.fromEnv() || b.fromEnv(), Reason: fmt.Sprintf("%s contradicts %s %s; with it only %s %q is allowed",
+				terms.Quote(a.value), b.key, terms.Quote(b.value), keyScope, ScopeWorkload)}
+		}
 	}
 	return nil
+}
+
+// misfit refuses a target that cannot be meant for the metric. The error is
+// about the target's key where there is one, else about the key that made the
+// profile's target unfit.
+func misfit(found *[len(table)]given, t *Trigger, set *profiles.Set) error {
+	if terms.TargetFits(t.Target, t.Metric, t.Aggregation) {
+		return nil
+	}
+	for _, key := range [...]string{keyTarget, keyTargetGPU, keyTargetMem} {
+		if g := &found[position[key]]; g.key != "" {
+			return &Error{Key: g.key, Value: g.value, FromEnv: g.fromEnv(),
+				Reason: terms.CheckTarget(g.value, t.Target, t.Metric, t.Aggregation).Error()}
+		}
+	}
+	// The default target fits all metrics, and a profile's its own: one of these
+	// two keys was given.
+	p, _ := set.Get(t.Profile)
+	key := keyMetricType
+	if !terms.TargetFits(t.Target, p.Metric, t.Aggregation) {
+		key = keyAggregation
+	}
+	g := &found[position[key]]
+	return &Error{Key: g.key, Value: g.value, FromEnv: g.fromEnv(), Reason: fmt.Sprintf(
+		"%s does not go with the target %v of profile %s, and %s is in percent; set %s too: %s",
+		terms.Quote(g.value), t.Target, t.Profile, t.Metric.Name, keyTarget, terms.AllowedTarget(t.Metric))}
 }

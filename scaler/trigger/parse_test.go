@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -46,24 +47,25 @@ func TestParseGood(t *testing.T) {
 	}{
 		"every key": {
 			metadata{"metricType": "power_draw", "targetValue": "2.5e2", "activationThreshold": "0.5", "aggregation": "p95", "gpuIndex": "3",
-				"window": "60s", "scope": "workload", "podSelector": "app in (a, b)", "gpuModel": "H200", "startupTimeout": "1h30m",
+				"window": "60s", "scope": "workload", "podSelector": "app in (a, b)", "container": "engine-0", "gpuModel": "H200", "startupTimeout": "1h30m",
 				"targetType": "Value", "metricName": "my_metric:x.y-z", "pollIntervalSeconds": "3600"},
 			func(tr *Trigger) {
 				*tr = Trigger{Metric: metric(t, "power_draw"), Target: 250, Activation: .5, Aggregation: p95, GPUIndex: 3, Window: time.Minute,
-					Scope: ScopeWorkload, PodSelector: "app in (a, b)", GPUModel: "H200", StartupTimeout: 90 * time.Minute, TargetType: Value,
+					Scope: ScopeWorkload, PodSelector: "app in (a, b)", Container: "engine-0", GPUModel: "H200", StartupTimeout: 90 * time.Minute, TargetType: Value,
 					MetricName: "my_metric:x.y-z", PollInterval: time.Hour}
 			}},
-		"custom metric":      {metadata{"metricType": "x_wear_percent"}, func(tr *Trigger) { tr.Metric = metric(t, "x_wear_percent") }},
-		"from environment":   {metadata{"targetValueFromEnv": "70"}, func(tr *Trigger) { tr.Target = 70 }},
-		"plain key wins":     {metadata{"targetValue": "60", "targetValueFromEnv": "70"}, func(tr *Trigger) { tr.Target = 60 }},
-		"bad twin ignored":   {metadata{"targetValue": "60", "targetValueFromEnv": "80%"}, func(tr *Trigger) { tr.Target = 60 }},
-		"gpu shorthand":      {metadata{"targetGpuUtilization": "65"}, func(tr *Trigger) { tr.Target = 65 }},
-		"memory shorthand":   {metadata{"targetMemoryUtilization": "65"}, func(tr *Trigger) { tr.Metric, tr.Target = metric(t, "memory_used_percent"), 65 }},
-		"no GPU index":       {metadata{"gpuIndex": "-1"}, func(*Trigger) {}},
-		"last sample":        {metadata{"window": "0"}, func(tr *Trigger) { tr.Window = 0 }},
-		"five minutes":       {metadata{"window": "300s"}, func(tr *Trigger) { tr.Window = 5 * time.Minute }},
-		"no startup":         {metadata{"startupTimeout": "0s"}, func(tr *Trigger) { tr.StartupTimeout = 0 }},
-		"selector, workload": {metadata{"podSelector": "a=b", "scope": "workload"}, func(tr *Trigger) { tr.PodSelector, tr.Scope = "a=b", ScopeWorkload }},
+		"custom metric":       {metadata{"metricType": "x_wear_percent"}, func(tr *Trigger) { tr.Metric = metric(t, "x_wear_percent") }},
+		"from environment":    {metadata{"targetValueFromEnv": "70"}, func(tr *Trigger) { tr.Target = 70 }},
+		"plain key wins":      {metadata{"targetValue": "60", "targetValueFromEnv": "70"}, func(tr *Trigger) { tr.Target = 60 }},
+		"bad twin ignored":    {metadata{"targetValue": "60", "targetValueFromEnv": "80%"}, func(tr *Trigger) { tr.Target = 60 }},
+		"container, no scope": {metadata{"container": "engine"}, func(tr *Trigger) { tr.Container = "engine" }},
+		"gpu shorthand":       {metadata{"targetGpuUtilization": "65"}, func(tr *Trigger) { tr.Target = 65 }},
+		"memory shorthand":    {metadata{"targetMemoryUtilization": "65"}, func(tr *Trigger) { tr.Metric, tr.Target = metric(t, "memory_used_percent"), 65 }},
+		"no GPU index":        {metadata{"gpuIndex": "-1"}, func(*Trigger) {}},
+		"last sample":         {metadata{"window": "0"}, func(tr *Trigger) { tr.Window = 0 }},
+		"five minutes":        {metadata{"window": "300s"}, func(tr *Trigger) { tr.Window = 5 * time.Minute }},
+		"no startup":          {metadata{"startupTimeout": "0s"}, func(tr *Trigger) { tr.StartupTimeout = 0 }},
+		"selector, workload":  {metadata{"podSelector": "a=b", "scope": "workload"}, func(tr *Trigger) { tr.PodSelector, tr.Scope = "a=b", ScopeWorkload }},
 		"profile": {metadata{"profile": "vllm-inference"}, func(tr *Trigger) {
 			tr.Profile, tr.Metric, tr.Target, tr.Activation = "vllm-inference", metric(t, "memory_used_percent"), 80, 5
 			tr.MetricName = "keda_gpu_vllm_inference"
@@ -94,7 +96,7 @@ func TestParseGood(t *testing.T) {
 func TestParseBad(t *testing.T) {
 	metrics := strings.Join(snapshot.MetricNames(), ", ") + " and x_<name>"
 	keys := "profile, metricType, targetValue, targetGpuUtilization, targetMemoryUtilization, activationThreshold, aggregation, gpuIndex, " +
-		"window, scope, podSelector, gpuModel, startupTimeout, targetType, metricName, pollIntervalSeconds"
+		"window, scope, podSelector, container, gpuModel, startupTimeout, targetType, metricName, pollIntervalSeconds"
 	names := "batch, distributed-training, llm-saturation, ollama, tgi-inference, training, triton-inference, vllm-inference"
 	const (
 		target     = "; allowed is a finite number above 0"
@@ -104,6 +106,7 @@ func TestParseBad(t *testing.T) {
 		poll       = "; allowed is an integer from 1 to 3600"
 		windows    = "; allowed are 0s, 15s, 1m, 5m"
 		startup    = `; allowed is a duration from 0s to 24h, like "30m"`
+		label      = "; allowed are 1 to 63 lower-case letters, digits and dashes, not beginning or ending with a dash"
 		metricName = "; allowed are 1 to 200 letters, digits and _ . : -, the first a letter or _"
 	)
 	long := strings.Repeat("9", 100)
@@ -190,7 +193,14 @@ func TestParseBad(t *testing.T) {
 		{metadata{"targetType": "averageValue"}, `targetType: "averageValue" is unknown; did you mean "AverageValue"? allowed are AverageValue, Value`},
 		{metadata{"podSelector": ""}, `podSelector: "" is empty; allowed is a label selector like "app=llm"`},
 		{metadata{"podSelector": "  "}, `podSelector: "  " is blank; allowed is a label selector like "app=llm"`},
-		{metadata{"gpuModel": ""}, `gpuModel: "" is empty; allowed is part of a GPU's name, like "H200"`},
+		{metadata{"gpuModel": ""}, `gpuModel: "" is empty; allowed is words of a GPU's name, like "H200"`},
+		{metadata{"gpuModel": "--"}, `gpuModel: "--" has no letter or digit; allowed is words of a GPU's name, like "H200"`},
+		{metadata{"container": ""}, `container: "" is empty; allowed is the name of a container, like "engine"`},
+		{metadata{"containerFromEnv": " "}, `containerFromEnv: " " is blank; allowed is the name of a container, like "engine"`},
+		{metadata{"container": "Engine"}, `container: "Engine" is no container name` + label},
+		{metadata{"container": "engine-"}, `container: "engine-" is no container name` + label},
+		{metadata{"container": "a.b"}, `container: "a.b" is no container name` + label},
+		{metadata{"container": strings.Repeat("a", 64)}, `container: "` + strings.Repeat("a", 64) + `" is no container name` + label},
 		{metadata{"metricName": ""}, `metricName: "" is empty` + metricName},
 		{metadata{"metricName": "1abc"}, `metricName: "1abc" is no metric name` + metricName},
 		{metadata{"metricName": "a b"}, `metricName: "a b" is no metric name` + metricName},
@@ -203,11 +213,14 @@ func TestParseBad(t *testing.T) {
 		{metadata{"targetMemoryUtilization": "80", "targetValue": "70"}, `targetMemoryUtilization: "80" contradicts targetValue "70"; only one of the two is allowed`},
 		{metadata{"podSelector": "a=b", "scope": "node"}, `podSelector: "a=b" contradicts scope "node"; with it only scope "workload" is allowed`},
 		{metadata{"podSelector": "a=b", "scopeFromEnv": "cluster"}, `podSelector: "a=b" contradicts scopeFromEnv "cluster"; with it only scope "workload" is allowed`},
+		{metadata{"container": "a", "scope": "node"}, `container: "a" contradicts scope "node"; with it only scope "workload" is allowed`},
+		{metadata{"containerFromEnv": "a", "podSelector": "a=b", "scope": "cluster"}, `containerFromEnv: "a" contradicts scope "cluster"; with it only scope "workload" is allowed`},
 
 		// Of several errors, always the same one.
 		{metadata{"zzz": "1", "yyy": "1", "aggregation": "x", "targetValue": "x"}, `yyy: unknown key; allowed are ` + keys},
 		{metadata{"profile": "x", "aggregation": "x", "targetValue": "x"}, `aggregation: "x" is unknown` + aggregated},
 		{metadata{"targetGpuUtilization": "80", "targetMemoryUtilization": "70", "window": "x"}, `window: "x" is no window` + windows},
+		{metadata{"targetGpuUtilization": "0.8", "targetValue": "0.7"}, `targetGpuUtilization: "0.8" contradicts targetValue "0.7"; only one of the two is allowed`},
 		{metadata{"targetValue": strings.Repeat("1", 1<<20-11)}, `metadata: 1048576 bytes; at most 65536 are allowed`},
 	} {
 		_, err := Parse(c.md, profiles.Builtin())
@@ -247,7 +260,7 @@ func TestKeysAreComplete(t *testing.T) {
 		assert.NotContains(t, k.Doc, "\n", k.Name)
 		assert.Equal(t, k.Name == keyProfile, k.set == nil, k.Name)
 	}
-	for _, name := range []string{keyProfile, keyMetricType, keyTarget, keyTargetGPU, keyTargetMem, keyScope, keyPodSelector} {
+	for _, name := range []string{keyProfile, keyMetricType, keyTarget, keyTargetGPU, keyTargetMem, keyAggregation, keyScope, keyContainer, keyPodSelector} {
 		assert.Contains(t, position, name)
 	}
 }
@@ -277,6 +290,8 @@ func FuzzParse(f *testing.F) {
 	f.Add("targetGpuUtilization", "80", "podSelector", "a=b", "scope", "node")
 	f.Add("metricName", "keda_x", "startupTimeout", "9999h", "pollIntervalSeconds", "0")
 	f.Add("metricType", "x_wear", "activationThreshold", "-0", "targetType", "Value")
+	f.Add("profile", "distributed-training", "metricType", "dram_activity", "aggregation", "sum")
+	f.Add("targetValue", "100.0004", "container", "a", "scope", "cluster")
 	f.Add("scalerAddress", "", "gpuModel", "H200", "targetMemoryUtilization", "0x1p-2")
 	f.Fuzz(func(t *testing.T, k1, v1, k2, v2, k3, v3 string) {
 		md := metadata{k1: v1, k2: v2, k3: v3}
@@ -295,6 +310,12 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		require.True(t, tr.Target >= 0.001 && tr.Target <= 1e15)
+		if tr.Metric.Percentage() {
+			require.True(t, tr.Target > 1 && (tr.Target <= 100 || tr.Aggregation == Sum), tr.Target)
+		}
+		inHPA, err := strconv.ParseFloat(fmt.Sprintf("%.3f", tr.Target), 64)
+		require.NoError(t, err)
+		require.Equal(t, inHPA, tr.Target)
 		require.True(t, tr.Activation >= 0 && !math.IsInf(tr.Activation, 0) && !math.Signbit(tr.Activation))
 		require.True(t, tr.GPUIndex >= -1 && tr.GPUIndex <= 65535)
 		require.GreaterOrEqual(t, window.Index(tr.Window), 0)
@@ -302,7 +323,7 @@ func FuzzParse(f *testing.F) {
 		require.True(t, tr.PollInterval >= time.Second && tr.PollInterval <= time.Hour)
 		require.Contains(t, []Scope{"", ScopeWorkload, ScopeNode, ScopeCluster}, tr.Scope)
 		require.Contains(t, []TargetType{AverageValue, Value}, tr.TargetType)
-		require.False(t, tr.PodSelector != "" && (tr.Scope == ScopeNode || tr.Scope == ScopeCluster))
+		require.False(t, (tr.PodSelector != "" || tr.Container != "") && (tr.Scope == ScopeNode || tr.Scope == ScopeCluster))
 		require.NotEmpty(t, tr.MetricName)
 		_, known := snapshot.Lookup(tr.Metric.Name)
 		require.True(t, known)

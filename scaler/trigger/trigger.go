@@ -17,7 +17,8 @@ type Trigger struct {
 	Profile string
 	// Metric is what is read.
 	Metric snapshot.Metric
-	// Target is the target per replica, in the metric's unit: finite, above 0.
+	// Target is the target per replica, in the metric's unit: finite, above 0,
+	// with the three decimals that reach the HPA. See terms.TargetFits.
 	Target float64
 	// Activation is the value above which the workload is active, in the
 	// metric's unit: finite, 0 or above.
@@ -37,8 +38,10 @@ type Trigger struct {
 	// PodSelector is a label selector, as it was written, or "". Its syntax
 	// has not been checked.
 	PodSelector string
-	// GPUModel keeps only the GPUs whose name contains it; "" is all.
+	// GPUModel keeps only the GPUs that terms.MatchModel matches; "" is all.
 	GPUModel string
+	// Container keeps only the GPUs of this container of each pod; "" is all.
+	Container string
 	// StartupTimeout is how long a pod that was never ready counts as starting.
 	StartupTimeout time.Duration
 	// TargetType is how the HPA will use the target, where the ScaledObject
