@@ -16,6 +16,9 @@ type Answer struct {
 	Replicas int
 	// Of so many pods or nodes, how many there is nothing known of.
 	Of, Missing int
+	// Flat are the pods whose memory does not follow their load, LeftOut those whose
+	// value is missing; both 0 where the answer is not about a workload's pods.
+	Flat, LeftOut int
 	// Known: it has been answered for a workload's pods at some time.
 	Known bool
 	// Failed: there was no answer; then only the trigger and At are set.
@@ -36,6 +39,7 @@ func (a *Answer) Coverage() (share float64, ok bool) {
 func (a *Answer) Take(d *Decision, at time.Time) {
 	a.At, a.Failed = at, d == nil
 	a.Value, a.Active, a.Replicas, a.Of, a.Missing = 0, false, -1, 0, 0
+	a.Flat, a.LeftOut = 0, 0
 	if d == nil {
 		return
 	}
@@ -44,5 +48,6 @@ func (a *Answer) Take(d *Decision, at time.Time) {
 	if r := d.Replicas; r != nil {
 		a.Known = true
 		a.Replicas, a.Of, a.Missing = r.Desired, r.Counting+r.Starting+r.Missing, r.Missing
+		a.Flat, a.LeftOut = d.Flat, d.Unread
 	}
 }

@@ -102,7 +102,7 @@ func TestSilentNode(t *testing.T) {
 	assert.Equal(t, Unavailable, e.Kind)
 	assert.Contains(t, e.Reason, "nothing is known of 4 of its 6 pods: ")
 	assert.Contains(t, e.Reason, "nothing is heard of its node n4")
-	assert.Contains(t, e.Reason, "node n3: GPU 0: nothing heard for 11s, more than 10s")
+	assert.Contains(t, e.Reason, "node n3: GPU 0 (NVIDIA H200): nothing heard for 11s, more than 10s")
 }
 
 // With no node in reach, that there are no pods is known all the same.
@@ -146,10 +146,10 @@ func TestCluster(t *testing.T) {
 		"no such metric, as far as it is heard": {fleet: mixed, md: metadata{"metricType": "sm_activity"},
 			kind: Unavailable, want: "scope: cluster: no GPU can be read: node n3: nothing heard for 11s, more than 10s"},
 		"no such metric": {fleet: func(t *testing.T) *nodes { f := front(t); f.add("n1", 11, gpus(1)); f.add("n2", 11, gpus(2)); return f },
-			md: metadata{"metricType": "sm_activity"}, kind: Impossible, want: "metricType: no GPU in scope on 2 nodes has sm_activity; they have gpu_utilization, temperature, power_draw"},
+			md: metadata{"metricType": "sm_activity"}, kind: Impossible, want: "metricType: no GPU in scope on 2 nodes has sm_activity: NVIDIA H200; they have gpu_utilization, temperature, power_draw"},
 		"most silent": {fleet: func(t *testing.T) *nodes { f := mixed(t); f.Join("10.0.0.4:6001"); f.Join("10.0.0.5:6001"); return f },
 			kind: Unavailable, want: "scope: cluster: nothing is known of 3 of 5 nodes: nothing heard yet from peer 10.0.0.4:6001; " +
-				"nothing heard yet from peer 10.0.0.5:6001; node n3: GPU 0: nothing heard for 11s, more than 10s"},
+				"nothing heard yet from peer 10.0.0.5:6001; node n3: GPU 0 (NVIDIA H200): nothing heard for 11s, more than 10s"},
 		"nobody": {fleet: front, kind: Unavailable, want: "scope: cluster: no node is heard of"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -210,7 +210,7 @@ func TestPodThatPeersDoNotTellOf(t *testing.T) {
 		for _, r := range d.Pods {
 			if r.Pod.Name == "b" {
 				assert.Equal(t, c.reason, r.Reason, name)
-				assert.Equal(t, c.unheard, r.unheard, name)
+				assert.Equal(t, c.unheard, r.mayBeBusy, name)
 			}
 		}
 	}

@@ -61,31 +61,31 @@ func TestErrors(t *testing.T) {
 		"gpuIndex beyond, stale": {with(h200(0)), metadata{"gpuIndex": "1"}, 60, Invalid,
 			"gpuIndex: 1 is beyond the GPUs of node node-1; it has 1 GPU (gpuIndex 0)"},
 		"stale": {with(h200(0), h200(1)), nil, 13.4, Unavailable,
-			"node node-1: GPU 0: nothing heard for 12.4s, more than 10s"},
+			"node node-1: GPU 0 (NVIDIA H200): nothing heard for 12.4s, more than 10s"},
 		"stale, one GPU of two asked for": {with(h200(0), h200(1)), metadata{"gpuIndex": "1"}, 13.4, Unavailable,
-			"node node-1: GPU 1: nothing heard for 12.4s, more than 10s"},
+			"node node-1: GPU 1 (NVIDIA H200): nothing heard for 12.4s, more than 10s"},
 		"stale and lost": {with(lost(0, "GPU_IS_LOST")), nil, 13.4, Unavailable,
-			"node node-1: GPU 0: nothing heard for 12.4s, more than 10s"},
+			"node node-1: GPU 0 (NVIDIA H200): nothing heard for 12.4s, more than 10s"},
 		"no driver": {silent("libnvidia-ml.so.1: not found"), nil, 2, Unavailable,
 			"node node-1: nvmlsidecar: libnvidia-ml.so.1: not found"},
 		"no driver, and a gpuIndex": {silent("libnvidia-ml.so.1: not found"), metadata{"gpuIndex": "3"}, 2, Unavailable,
 			"node node-1: nvmlsidecar: libnvidia-ml.so.1: not found"},
 		"driver gone": {func(n *node) { with(h200(0), h200(1))(n); silent("DRIVER_NOT_LOADED")(n) }, nil, 2, Unavailable,
-			"node node-1: gpu_utilization cannot be read: GPU 0: DRIVER_NOT_LOADED; GPU 1: DRIVER_NOT_LOADED"},
+			"node node-1: gpu_utilization cannot be read: GPU 0 (NVIDIA H200): DRIVER_NOT_LOADED; GPU 1 (NVIDIA H200): DRIVER_NOT_LOADED"},
 		"all lost": {with(lost(0, "GPU_IS_LOST"), lost(1, "UNKNOWN")), nil, 2, Unavailable,
-			"node node-1: gpu_utilization cannot be read: GPU 0: GPU_IS_LOST; GPU 1: UNKNOWN"},
+			"node node-1: gpu_utilization cannot be read: GPU 0 (NVIDIA H200): GPU_IS_LOST; GPU 1 (NVIDIA H200): UNKNOWN"},
 		"the GPU asked for is lost": {with(h200(0), lost(1, "GPU_IS_LOST")), metadata{"gpuIndex": "1"}, 2, Unavailable,
-			"node node-1: gpu_utilization cannot be read: GPU 1: GPU_IS_LOST"},
+			"node node-1: gpu_utilization cannot be read: GPU 1 (NVIDIA H200): GPU_IS_LOST"},
 		"getter failing everywhere": {with(failing(0, "power_draw", "UNKNOWN"), failing(1, "power_draw", "TIMEOUT")), metadata{"metricType": "power_draw"}, 2,
-			Unavailable, "node node-1: power_draw cannot be read: GPU 0: UNKNOWN; GPU 1: TIMEOUT"},
+			Unavailable, "node node-1: power_draw cannot be read: GPU 0 (NVIDIA H200): UNKNOWN; GPU 1 (NVIDIA H200): TIMEOUT"},
 		"rate pending": {with(snapshot.Device{ID: "GPU-0", Vendor: "nvidia", Counters: values{"nvlink_tx_bytes": 1}}), metadata{"metricType": "nvlink_tx_mbps"}, 2,
 			Unavailable, "node node-1: nvlink_tx_mbps cannot be read: GPU 0: a rate needs two readings"},
 		"not supported": {with(h200(0), gpu(1, "T4", values{"encoder_utilization": 1})), metadata{"metricType": "sm_activity"}, 2, Impossible,
-			"metricType: no GPU in scope on node node-1 has sm_activity; they have gpu_utilization, temperature, encoder_utilization"},
+			"metricType: no GPU in scope on node node-1 has sm_activity: NVIDIA H200, T4; they have gpu_utilization, temperature, encoder_utilization"},
 		"not supported by the one asked for": {with(h200(0), gpu(1, "T4", values{"encoder_utilization": 1})), metadata{"metricType": "encoder_utilization", "gpuIndex": "0"}, 2,
-			Impossible, "metricType: no GPU in scope on node node-1 has encoder_utilization; they have gpu_utilization, temperature"},
+			Impossible, "metricType: no GPU in scope on node node-1 has encoder_utilization: NVIDIA H200; they have gpu_utilization, temperature"},
 		"nobody reports it": {with(h200(0)), metadata{"metricType": "x_wear_percent"}, 2, Impossible,
-			"metricType: no GPU in scope on node node-1 has x_wear_percent; they have gpu_utilization, temperature"},
+			"metricType: no GPU in scope on node node-1 has x_wear_percent: NVIDIA H200; they have gpu_utilization, temperature"},
 		"not supported, and stale": {with(h200(0)), metadata{"metricType": "x_wear_percent"}, 40, Unavailable,
 			"node node-1: nothing heard for 39s, more than 10s"},
 		"no such model": {with(h200(0), gpu(1, "Tesla T4", nil), gpu(2, "Tesla T4", nil)), metadata{"gpuModel": "A100"}, 2, Impossible,
@@ -217,7 +217,7 @@ func TestTwoVendors(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, 31.0, d.Value)
 	_, err = Evaluate(parse(t, nil), n.Node(), at(20), staleAfter)
-	assert.EqualError(t, err, "node node-1: GPU 0: nothing heard for 19s, more than 10s")
+	assert.EqualError(t, err, "node node-1: GPU 0 (NVIDIA H200): nothing heard for 19s, more than 10s")
 }
 
 // A reader that can read nothing explains why there are no GPUs, while another
@@ -279,7 +279,7 @@ func TestNeverRead(t *testing.T) {
 	unread.Values, unread.Error = nil, "BROKEN"
 	n.say("acme", 1, unread)
 	_, err := Evaluate(parse(t, metadata{"metricType": "x_wear_percent"}), n.Node(), at(1), staleAfter)
-	assert.EqualError(t, err, "node node-1: x_wear_percent cannot be read: acme device 0: BROKEN")
+	assert.EqualError(t, err, "node node-1: x_wear_percent cannot be read: acme device 0 (Acme Flash): BROKEN")
 
 	n.say("nvmlsidecar", 20, h200(0), h200(1)) // acme is silent by now
 	d, err := Evaluate(parse(t, metadata{"gpuIndex": "1"}), n.Node(), at(20), staleAfter)

@@ -65,8 +65,15 @@ type Decision struct {
 	Pods []PodReading
 	// Replicas is how Value came about; nil when there are no pods.
 	Replicas    *replicas.Decision
-	ending      int // pods that are about to
-	terminating int // of those, how many are still ready
+	mayBeBusy   bool // a device that is left out may work
+	ending      int  // replicas that are about to
+	terminating int  // of those, how many are still ready
+
+	// Flat is how many replicas have memory in use that does not follow their load,
+	// Unread of how many there is no value.
+	Flat, Unread int
+	// Notices are what the ScaledObject's author should know.
+	Notices []Notice
 }
 
 // Reading is one device's part in a Decision.
@@ -115,6 +122,8 @@ func checkScope(t *trigger.Trigger) error {
 		return fail(Impossible, "scope: workload needs the Kubernetes API and --workloads=auto, which this scaler does not have; use scope: node")
 	case t.Scope == trigger.ScopeCluster:
 		return fail(Impossible, "scope: cluster needs the other nodes, and this scaler knows only its own (--peers); use scope: node")
+	case t.Container != "":
+		return fail(Impossible, "container: needs the Kubernetes API and --workloads=auto, which this scaler does not have; leave it out to scale on the node's GPUs")
 	case t.PodSelector != "":
 		return fail(Impossible, "podSelector: needs the Kubernetes API and --workloads=auto, which this scaler does not have; leave it out to scale on the node's GPUs")
 	}
@@ -145,10 +154,10 @@ func inScope(t *trigger.Trigger, n *fleet.Node) ([]*fleet.Device, error) {
 	return finest(devices, t.Metric.Name), nil
 }
 
-// like says whether a device's name contains the model, or is not known
-// because the device could never be opened.
+// like says whether a device is of the model, or has no known name because it
+// could never be opened.
 func like(d *fleet.Device, model string) bool {
-	return strings.Contains(strings.ToLower(d.FullName()), strings.ToLower(model)) || (d.Model == "" && d.Error != "")
+	return terms.MatchModel(model, d.FullName(), d.MemoryTotalMiB) || (d.Model == "" && d.Error != "")
 }
 
 // gpuVendor is the vendor that the built-in metrics are about.
@@ -215,13 +224,15 @@ func read(t *trigger.Trigger, n *fleet.Node, devices []*fleet.Device, now time.T
 	d := Decision{Used: make([]Reading, 0, len(devices))}
 	for _, device := range devices {
 		if age := now.Sub(device.Heard); age > staleAfter && device.MayHave(t.Metric.Name) {
-			return Decision{}, fail(Unavailable, "node %s: %s: nothing heard for %s, more than %s", n.Name, device, fleet.Age(age), staleAfter)
+			return Decision{}, fail(Unavailable, "node %s: %s: nothing heard for %s, more than %s", n.Name, device.Long(), fleet.Age(age), staleAfter)
 		}
 		if v, ok := device.Value(t.Metric.Name, t.Window); ok {
 			d.Used = append(d.Used, Reading{device, v})
 			d.until(device.Heard.Add(staleAfter))
 		} else if reason, failed := device.Failure(t.Metric.Name); failed {
 			d.LeftOut = append(d.LeftOut, LeftOut{device, reason})
+			p := part{device, device.ID, 1}
+			d.mayBeBusy = d.mayBeBusy || p.mayBeBusy(t)
 		}
 	}
 	return d, nil
@@ -240,7 +251,7 @@ func missing(t *trigger.Trigger, n *fleet.Node, devices []*fleet.Device, left []
 		const most = 16 // a message has to fit a status, an event and a log line
 		var reasons []string
 		for _, l := range left[:min(len(left), most)] {
-			reasons = append(reasons, fmt.Sprintf("%s: %s", l.Device, l.Reason))
+			reasons = append(reasons, fmt.Sprintf("%s: %s", l.Device.Long(), l.Reason))
 		}
 		if len(left) > most {
 			reasons = append(reasons, fmt.Sprintf("and %d more", len(left)-most))
@@ -258,7 +269,7 @@ func missing(t *trigger.Trigger, n *fleet.Node, devices []*fleet.Device, left []
 	if len(n.Devices) == 0 {
 		return fail(Impossible, "node %s has no GPUs", n.Name)
 	}
-	return fail(Impossible, "metricType: no GPU in scope on node %s has %s; they have %s", n.Name, t.Metric.Name, metrics(devices))
+	return fail(Impossible, "metricType: no GPU in scope on node %s has %s: %s; they have %s", n.Name, t.Metric.Name, list(devices, (*fleet.Device).FullName), metrics(devices))
 }
 
 func aggregate(a trigger.Aggregation, used []Reading) float64 {

@@ -25,7 +25,7 @@ func (d *Decision) LogValue() slog.Value {
 		fields = append(fields, slog.Int("nodes", d.Nodes), slog.Int("silent", d.Silent))
 	}
 	if reasons := d.reasons(); len(reasons) > 0 {
-		fields = append(fields, slog.Any("unread", reasons))
+		fields = append(fields, slog.Any("because", reasons))
 	}
 	return slog.GroupValue(fields...)
 }
@@ -39,7 +39,7 @@ func (d *Decision) Brief() Decision {
 		brief.LeftOut = append(brief.LeftOut, LeftOut{&fleet.Device{Index: l.Device.Index, Vendor: l.Device.Vendor}, l.Reason})
 	}
 	for _, r := range d.Pods {
-		if r.Reason != "" || r.unheard {
+		if r.Reason != "" {
 			r.Node = nil
 			brief.Pods = append(brief.Pods, r)
 		}

@@ -1,58 +1,59 @@
 package evaluate
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/labels"
-
+	"gpuscaler/scaler/attribution"
 	"gpuscaler/scaler/fleet"
-	"gpuscaler/scaler/replicas"
 	"gpuscaler/scaler/terms"
 	"gpuscaler/scaler/trigger"
+	"gpuscaler/scaler/window"
 )
 
-// ends says whether a pod is terminating, and notes it.
-func (d *Decision) ends(pod *fleet.Pod) bool {
-	if pod.Terminating {
-		d.ending++
-	}
-	if pod.Terminating && pod.Ready {
-		d.terminating++
-	}
-	return pod.Terminating
-}
-
-// place is a pod and the node that it is on; nil where nothing is heard of that.
-// The node has told of the pod, if known.
+// place is a pod and the node that it is on; nil where that was never received. The
+// node has reported the pod, if known.
 type place struct {
 	pod   *fleet.Pod
 	node  *fleet.Node
 	known bool
 }
 
-// soon is how long after a pod's start its node has told of what it holds: the
-// clocks of nodes and API server differ by less.
-const soon = 15 * time.Second
+const (
+	// soon is how long after a pod's start its node has reported what the pod has: the
+	// clocks of nodes and API server differ by less.
+	soon = 15 * time.Second
+	// listed is how long a list of pods takes at most.
+	listed = 10 * time.Second
+)
 
-// placed are the workload's pods: those of the own node, of which it knows first,
-// and those that the API server tells of, in the words of their node where that
-// knows them.
+// placed are the workload's pods: those of the own node, which sees them first, and
+// those of the API server's list, as their node reports them where it does. The pods of
+// a group stand together.
 func placed(f Fleet, w *Workload) (all []place) {
 	own := f.Own()
 	if own != nil {
 		for _, p := range own.Pods {
-			if p.Namespace == w.Namespace && w.Selector.Matches(labels.Set(p.Labels)) {
+			if w.has(p) {
 				all = append(all, place{p, own, true})
 			}
 		}
 	}
-	here := all
+	here := len(all)
 	all = slices.Grow(all, len(w.Pods))
+	listedHere := make([]bool, here)
 	for _, p := range w.Pods {
-		if own != nil && (own.Had(p.UID) || slices.ContainsFunc(here, func(h place) bool { return h.pod.UID == p.UID })) {
-			continue
+		if own != nil {
+			if i := slices.IndexFunc(all[:here], func(at place) bool { return at.pod.UID == p.UID }); i >= 0 {
+				all[i].pod, listedHere[i] = newer(all[i].pod, p), true
+				continue
+			}
+			if own.Had(p.UID) {
+				continue
+			}
 		}
 		at := place{pod: p}
 		if p.Node != "" {
@@ -63,19 +64,63 @@ func placed(f Fleet, w *Workload) (all []place) {
 				continue
 			}
 			if known := at.node.Pod(p.UID); known != nil {
-				at.pod, at.known = known, true
+				at.pod, at.known = newer(known, p), true
 			} else if at.node.HoldersOnly && at.node.Allocated.After(p.Started.Add(soon)) && !p.Started.IsZero() {
-				// It holds nothing, or it would have been told of.
+				// It has no device, or its node would have reported it.
 				at.known = !slices.Contains(at.node.Strangers, p.Namespace+"/"+p.Name)
 			}
 		}
 		all = append(all, at)
 	}
+	if len(w.Pods) >= w.Status { // the list has all the replicas that are counted
+		all = present(all, listedHere, w.Told)
+	}
+	if len(w.Sets) > 0 {
+		slices.SortStableFunc(all, func(a, b place) int { return cmp.Compare(a.pod.Group, b.pod.Group) })
+	}
 	return all
 }
 
-// unattributed says why it is not known what the pod holds, or "".
-func (p place) unattributed(now time.Time, limits Limits) string {
+// present leaves out the pods of the own node, which come first, that a later list lacks:
+// they are removed, and the node's watch is dead.
+func present(all []place, listedHere []bool, told time.Time) []place {
+	gone := func(i int) bool {
+		seen := all[i].pod.Seen
+		return !listedHere[i] && seen > 0 && told.Sub(time.Unix(seen, 0)) > listed
+	}
+	n := 0
+	for i := range listedHere {
+		if !gone(i) {
+			all[n] = all[i]
+			n++
+		}
+	}
+	return append(all[:n], all[len(listedHere):]...)
+}
+
+// newer is a pod as its node reports it, or with the readiness of the API server's list
+// where that changed later: a node's watch may be dead.
+func newer(node, list *fleet.Pod) *fleet.Pod {
+	later := list.Changed.After(node.Changed) || (node.Pending && !list.Pending)
+	if !later && (node.Terminating || !list.Terminating) {
+		return node
+	}
+	p := *node
+	p.Terminating = node.Terminating || list.Terminating
+	if later {
+		p.Ready, p.WasReady, p.Changed, p.Pending = list.Ready, node.WasReady || list.WasReady, list.Changed, list.Pending
+		if p.FirstReady.IsZero() && !node.WasReady {
+			p.FirstReady = list.FirstReady
+		}
+		if p.Started.IsZero() {
+			p.Started = list.Started
+		}
+	}
+	return &p
+}
+
+// unattributed says why it is not known what the pod has, or "".
+func (p *place) unattributed(now time.Time, limits Limits) string {
 	n := p.node
 	switch {
 	case p.pod.Node == "" && !p.known:
@@ -95,109 +140,156 @@ func (p place) unattributed(now time.Time, limits Limits) string {
 	return ""
 }
 
-// readPod reads one pod, and says how many GPUs it holds.
-func readPod(t *trigger.Trigger, at place, now time.Time, limits Limits) (r PodReading, gpus int, err error) {
-	n, pod := at.node, at.pod
-	r = PodReading{Pod: pod, Node: n, State: replicas.Missing}
-	if !pod.WasReady {
-		r.State = replicas.Starting
-	}
-	if r.Reason = at.unattributed(now, limits); r.Reason != "" {
-		r.unheard = pod.Node != "" || at.known // one without a node holds nothing that could be busy
-		return r, 0, nil
-	}
-	var room [8]part // of most nodes
-	parts := partsOf(t, n, pod, room[:0])
-	if len(pod.Unknown) > 0 {
-		r.Reason, r.unheard = fmt.Sprintf("holds %s, which nobody reports", terms.List(pod.Unknown)), true
-		if len(parts) == 0 || t.GPUIndex >= 0 { // which would be counted wrongly
-			return r, len(parts), nil
+// unknown says of ids that no device has what they are, or why none has them.
+func (p *podPart) unknown(n *fleet.Node, pod *fleet.Pod) {
+	p.reason = fmt.Sprintf("holds %s, which nobody reports", terms.List(pod.Unknown))
+	p.mayBeBusy = true
+	for _, id := range pod.Unknown {
+		if sharer, ok := attribution.Unsupported(pod.Namespace, "", id); ok {
+			p.never = &never{sharer, fmt.Sprintf("has %s, which is %s", id, sharer)}
+			p.reason = p.never.reason
+			return
 		}
 	}
-	if len(parts) == 0 {
-		r.Reason = "holds no GPU"
-		// So the kubelet said, if it has spoken since the pod is there.
-		r.unheard = now.Sub(n.Allocated) > limits.StaleAfter || n.Allocated.Before(pod.Started)
-		return r, 0, nil
-	}
-	gpus = len(parts)
-	if t.GPUIndex >= gpus {
-		return r, 0, fail(Invalid, "gpuIndex: %d is beyond the GPUs of pod %s; it has %s", t.GPUIndex, pod.Name, count(gpus))
-	}
-	if t.GPUIndex >= 0 {
-		parts = parts[t.GPUIndex : t.GPUIndex+1]
-	}
-	var few [16]float64
-	values := few[:0]
-	for _, p := range parts {
-		v, reason := p.read(t, now, limits.StaleAfter)
-		if reason != "" {
-			r.Reason, r.unheard = fmt.Sprintf("node %s: %s", n.Name, reason), r.unheard || p.device.MayHave(t.Metric.Name)
-			continue
-		}
-		values = append(values, v)
-		if stale := p.device.Heard.Add(limits.StaleAfter); len(values) == 1 || stale.Before(r.until) {
-			r.until = stale
+	for _, w := range n.Writers {
+		if w.Error != "" && !w.Allocates {
+			p.reason = fmt.Sprintf("holds %s, which nobody reports; node %s: %s: %s", terms.List(pod.Unknown), n.Name, w.Name, w.Error)
 		}
 	}
-	if len(values) == 0 {
-		return r, gpus, nil
-	}
-	if old := n.Allocated.Add(limits.AttributionStaleAfter); old.Before(r.until) {
-		r.until = old
-	}
-	r.Value, r.HasValue = t.Aggregation.Apply(values), true
-	if r.State == replicas.Missing {
-		r.State = replicas.Counting
-	}
-	if r.Value < 0 {
-		return r, gpus, fail(Impossible, "metricType: %s of pod %s stands at %v, and KEDA would read a negative value as 0", t.Metric.Name, pod.Name, r.Value)
-	}
-	return r, gpus, nil
 }
 
-// part is one device of a pod, and how many pods it is shared by.
+// part is one device of a pod, and how many pods it is allocated to.
 type part struct {
-	device  *fleet.Device
-	holders int
+	device *fleet.Device
+	share  string // the device that is allocated: an instance of device, or device
+	owners int
 }
 
-// partsOf are the devices of a pod that the trigger is about, each once: for an
-// instance without the metric its GPU, which then is shared by all who hold a
-// piece of it. They are appended to parts.
-func partsOf(t *trigger.Trigger, n *fleet.Node, pod *fleet.Pod, parts []part) []part {
-	for _, s := range pod.Shares {
+// parts are the devices of a pod that are in the trigger's scope, each once: for an
+// instance without the metric its GPU, which then is shared by all owners of a piece of
+// it. They are appended to parts.
+func (r *reader) parts(n *fleet.Node, pod *fleet.Pod, parts []part) []part {
+	t := r.t
+	var others bool // of another vendor than the first
+	for i := range pod.Shares {
+		s := &pod.Shares[i]
 		d := n.Device(s.Device)
 		if d == nil || (t.GPUModel != "" && !like(d, t.GPUModel)) {
 			continue
 		}
-		p := part{d, s.Holders}
+		if t.Container != "" && !slices.Contains(s.Containers, t.Container) {
+			continue
+		}
+		p := part{d, s.Device, s.Holders}
 		if s.GPU != s.Device && !d.Has(t.Metric.Name) {
 			if gpu := n.Device(s.GPU); gpu != nil && gpu.Has(t.Metric.Name) {
-				p = part{gpu, s.GPUHolders}
+				p = part{gpu, s.Device, s.GPUHolders}
 			}
 		}
 		if !slices.ContainsFunc(parts, func(have part) bool { return have.device == p.device }) {
 			parts = append(parts, p)
+			others = others || p.device.Vendor != parts[0].device.Vendor
 		}
 	}
-	return parts
+	if !others {
+		return parts
+	}
+	devices := make([]*fleet.Device, len(parts))
+	for i := range parts {
+		devices[i] = parts[i].device
+	}
+	devices = reporting(devices, t)
+	return slices.DeleteFunc(parts, func(p part) bool { return !slices.Contains(devices, p.device) })
 }
 
-// read is the pod's part of the metric, or why there is none now.
-func (p part) read(t *trigger.Trigger, now time.Time, staleAfter time.Duration) (v float64, reason string) {
+// filled says whether there are enough readings for a window.
+type filled int
+
+const (
+	enough    filled = iota
+	tooYoung         // the pod has not been there for long enough
+	restarted        // its scaler has not
+)
+
+// read is the pod's part of the metric, and whether there are enough readings for its
+// window, or why there is no value now. The window does not reach back beyond begin.
+func (p *part) read(t *trigger.Trigger, n *fleet.Node, pod *fleet.Pod, begin, now time.Time, staleAfter time.Duration) (v float64, state filled, reason string) {
 	if age := now.Sub(p.device.Heard); age > staleAfter {
-		return 0, fmt.Sprintf("%s: nothing heard for %s, more than %s", p.device, fleet.Age(age), staleAfter)
+		return 0, enough, fmt.Sprintf("%s: nothing heard for %s, more than %s", p.device.Long(), fleet.Age(age), staleAfter)
 	}
-	v, ok := p.device.Value(t.Metric.Name, t.Window)
+	v, covered, ok := p.mean(t, n, pod, begin)
 	if !ok {
 		if reason, failed := p.device.Failure(t.Metric.Name); failed {
-			return 0, fmt.Sprintf("%s: %s", p.device, reason)
+			return 0, enough, fmt.Sprintf("%s: %s", p.device.Long(), reason)
 		}
-		return 0, fmt.Sprintf("%s has no %s", p.device, t.Metric.Name)
+		return 0, enough, fmt.Sprintf("%s has no %s", p.device.Long(), t.Metric.Name)
 	}
 	if t.Metric.Divides() {
-		v /= float64(p.holders)
+		v /= float64(p.owners)
 	}
-	return v, ""
+	need := min(t.Window, settle)
+	if covered >= need {
+		return v, enough, ""
+	}
+	if _, all, _ := p.device.Readings().Mean(t.Metric.Name, t.Window); all >= need {
+		return v, tooYoung, ""
+	}
+	return v, restarted, ""
+}
+
+// mean is the metric over the trigger's window, as far as that lies after begin, and how
+// much of it there are readings for.
+func (p *part) mean(t *trigger.Trigger, n *fleet.Node, pod *fleet.Pod, begin time.Time) (v float64, covered time.Duration, ok bool) {
+	own := pod.Begin()
+	if begin.IsZero() && own.IsZero() {
+		return p.device.Readings().Mean(t.Metric.Name, t.Window)
+	}
+	since := p.device.Heard.Sub(begin)
+	whole := since >= t.Window
+	fits := t.Window
+	if !whole { // the longest window that fits
+		fits = window.Windows[0]
+		for _, w := range window.Windows {
+			if w <= since && w <= t.Window {
+				fits = w
+			}
+		}
+	}
+	if r, found := n.Young(pod, p.share); found && p.share == p.device.ID {
+		over := fits
+		if !own.Before(begin) {
+			over = t.Window // it has nothing from before begin
+		}
+		// The device's may have, also over a window that begins later: what completes it
+		// after a restart is from before. Until when a pod is young its node's clock says.
+		v, covered, ok = r.Mean(t.Metric.Name, over)
+		if own.After(begin) { // a worker that was replaced: the group's readiness is its leader's
+			if !ok { // nothing was read since: the last reading reaches back the least
+				v, _, ok = p.device.Readings().Mean(t.Metric.Name, 0)
+			}
+			return v, t.Window, ok
+		}
+		if ok && (!whole || own.Equal(begin) || covered >= min(t.Window, settle)) {
+			return v, covered, true
+		}
+	}
+	return p.device.Readings().Mean(t.Metric.Name, fits)
+}
+
+// mayBeBusy says whether a device that has no value now may work: by its last value,
+// if there is one. One that the driver reports lost does nothing.
+func (p *part) mayBeBusy(t *trigger.Trigger) bool {
+	if isLost(p.device) || !p.device.MayHave(t.Metric.Name) {
+		return false
+	}
+	v, ok := p.device.Last(t.Metric.Name, t.Window)
+	return !ok || v > t.Activation
+}
+
+// isLost says whether the driver reports a device lost: then no process works on it. With
+// any other error, and where its reader reads nothing at all, one may. The names are
+// those of nvml.h's ERROR_GPU_IS_LOST, ERROR_RESET_REQUIRED and ERROR_GPU_NOT_FOUND, as
+// nvmlsidecar reports them.
+func isLost(d *fleet.Device) bool {
+	return slices.ContainsFunc([]string{"GPU_IS_LOST", "RESET_REQUIRED", "GPU_NOT_FOUND"}, func(name string) bool { return strings.Contains(d.Error, name) })
 }

