@@ -120,6 +120,9 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if workloads != nil {
+		workloads.UseProfiles(store)
+	}
 	mesh, withPeers, err := c.usePeers(api, nodes, workloads, service, log)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -203,13 +204,27 @@ func (p *process) stop(t *testing.T) (int, time.Duration) {
 	return p.cmd.ProcessState.ExitCode(), time.Since(began)
 }
 
+// freeAddress is one that a program may listen on later. It is below the ports that the
+// kernel gives to connections, which would take it in the meantime, and no test gets it
+// twice.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	const first, ports = 20_000, 12_000
+	for range ports {
+		address := fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(ports))
+		if _, given := givenAddresses.LoadOrStore(address, true); given {
+			continue
+		}
+		if l, err := net.Listen("tcp", address); err == nil {
+			require.NoError(t, l.Close())
+			return address
+		}
+	}
+	require.Fail(t, "no port is free")
+	return ""
 }
+
+var givenAddresses sync.Map
 
 func contains(err error, parts ...string) bool {
 	for _, part := range parts {

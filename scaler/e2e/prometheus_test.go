@@ -94,26 +94,45 @@ var healthy = []string{
 	"set * ecc_corrected_errors 0", "set * ecc_uncorrected_errors 0", "set * rows_pending 0", "set * rows_failed 0",
 }
 
-// TestPrometheus: a real Prometheus scrapes the real scaler, with the rules that we
-// ship, and every query of every dashboard and rule returns data with the labels that
-// its legend names.
-func TestPrometheus(t *testing.T) {
-	prometheus := installed(t, "prometheus")
-	n, _ := startInCluster(t)
-	require.NoError(t, n.control.Set(healthy...))
-	address := freeAddress(t)
+// scrape starts a Prometheus that has our rules and scrapes a node by the job that we ship, as if
+// it had found the pod in Kubernetes; without honor_labels, too.
+func scrape(t *testing.T, n *node, honor bool) (address string) {
+	t.Helper()
+	text, err := os.ReadFile(rules + "scrape.yaml")
+	require.NoError(t, err)
+	config := map[string]any{}
+	require.NoError(t, yaml.Unmarshal(text, &config))
+	job := config["scrape_configs"].([]any)[0].(map[any]any)
+	require.Equal(t, true, job["honor_labels"])
+	job["honor_labels"] = honor
+	require.Contains(t, job, "kubernetes_sd_configs")
+	delete(job, "kubernetes_sd_configs") // which Debian's Prometheus lacks
+	job["static_configs"] = []any{map[string]any{"targets": []string{n.http}, "labels": map[string]string{
+		"__meta_kubernetes_namespace": "gpuscaler", "__meta_kubernetes_pod_name": "gpuscaler-x7k2p", "container": "scaler",
+		"__meta_kubernetes_pod_label_app_kubernetes_io_name": "gpuscaler", "__meta_kubernetes_pod_container_port_name": "http",
+	}}}
+	config["global"] = map[string]string{"scrape_interval": "500ms", "evaluation_interval": "500ms"}
 	folder, err := filepath.Abs(rules)
 	require.NoError(t, err)
-	config := n.dir + "/prometheus.yaml"
-	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
-global: {scrape_interval: 500ms, evaluation_interval: 500ms}
-rule_files: [%q, %q]
-scrape_configs:
-- job_name: gpuscaler
-  honor_labels: true # beside the labels that discovery gives to targets
-  static_configs: [{targets: [%q], labels: {namespace: gpuscaler, pod: gpuscaler-x7k2p, container: scaler}}]
-`, folder+"/recording.yaml", folder+"/alerts.yaml", n.http), 0o600))
-	start(t, nil, prometheus, "--config.file="+config, "--storage.tsdb.path="+n.dir+"/tsdb", "--web.listen-address="+address, "--log.level=warn")
+	config["rule_files"] = []string{folder + "/recording.yaml", folder + "/alerts.yaml"}
+	text, err = yaml.Marshal(config)
+	require.NoError(t, err)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(dir+"/prometheus.yaml", text, 0o600))
+	address = freeAddress(t)
+	start(t, nil, installed(t, "prometheus"), "--config.file="+dir+"/prometheus.yaml", "--storage.tsdb.path="+dir+"/tsdb",
+		"--web.listen-address="+address, "--log.level=warn")
+	return address
+}
+
+// TestPrometheus: a real Prometheus scrapes the real scaler, with the scrape job and the rules
+// that we ship, and every query of every dashboard and rule returns data with the labels
+// that its legend names. A second one lacks honor_labels, and comes to the same.
+func TestPrometheus(t *testing.T) {
+	installed(t, "prometheus")
+	n, _ := startInCluster(t)
+	require.NoError(t, n.control.Set(healthy...))
+	address, overwriting := scrape(t, n, true), scrape(t, n, false)
 
 	asking, stop := context.WithCancel(t.Context())
 	asked := make(chan struct{})
@@ -127,6 +146,7 @@ scrape_configs:
 
 	for _, q := range queries(t) {
 		n.eventually(20*time.Second, q.on(address))
+		n.eventually(20*time.Second, q.on(overwriting))
 	}
 	// A GPU that is in trouble is seen from the driver to the alert.
 	require.NoError(t, n.control.Set(append(healthy, "xid 0 79", "set 1 ecc_uncorrected_errors 1", "set 1 clock_events 64", "set 0 rows_failed 1")...))
@@ -147,13 +167,8 @@ scrape_configs:
 	run(t, string(text), "promtool", "check", "metrics")
 
 	// The rate of the counter is the true mean, and all energy is somebody's.
-	for expr, want := range map[string]float64{
-		`avg(rate(gpuscaler_gpu_utilization_seconds_total[10s]))`: 0.7,
-		`sum(gpuscaler_gpu_energy_joules_total) + sum(gpuscaler_gone_gpu_energy_joules_total) - sum(gpuscaler_workload_energy_joules_total)
-			- sum(gpuscaler_unheld_energy_joules_total) - sum(gpuscaler_unattributed_energy_joules_total) - sum(gpuscaler_expired_energy_joules_total)`: 0,
-		`sum(gpuscaler_workload_energy_joules_total{namespace="default",workload_kind="Deployment",workload="llm"}) > bool 0`: 1,
-		`max(gpuscaler_trigger_replicas{scaledobject="llm"})`:                                                                 2,
-	} {
+	is := func(address, expr string, want float64) {
+		t.Helper()
 		n.eventually(20*time.Second, func() error {
 			found, err := instant(address, expr)
 			if err == nil && (len(found) != 1 || found[0].value < want-0.01 || found[0].value > want+0.01) {
@@ -162,6 +177,21 @@ scrape_configs:
 			return err
 		})
 	}
+	for expr, want := range map[string]float64{
+		`avg(rate(gpuscaler_gpu_utilization_seconds_total[10s]))`: 0.7,
+		`sum(gpuscaler_gpu_energy_joules_total) + sum(gpuscaler_gone_gpu_energy_joules_total) - sum(gpuscaler_workload_energy_joules_total)
+			- sum(gpuscaler_unheld_energy_joules_total) - sum(gpuscaler_unattributed_energy_joules_total) - sum(gpuscaler_expired_energy_joules_total)`: 0,
+		`max(gpuscaler_trigger_replicas{scaledobject="llm"})`:                                                                2,
+		`sum(workload:gpuscaler_power_watts:rate5m{namespace="default",workload_kind="Deployment",workload="llm"}) > bool 0`: 1,
+		`count(count by (namespace) (workload:gpuscaler_power_watts:rate5m))`:                                                1,
+	} {
+		is(address, expr, want)
+		is(overwriting, expr, want)
+	}
+	// The alert is due after 5 minutes.
+	is(overwriting, `count(ALERTS{alertname="GpuscalerLabelsOverwritten", alertstate="pending", job="gpuscaler"})`, 1)
+	is(address, `count(ALERTS{alertname="GpuscalerLabelsOverwritten"}) or vector(0)`, 0)
+	is(address, `sum(gpuscaler_workload_energy_joules_total{namespace="default",workload_kind="Deployment",workload="llm"}) > bool 0`, 1)
 }
 
 // query is one of a dashboard or a rule, with the labels that its series must have.
@@ -198,8 +228,8 @@ func queries(t *testing.T) (all []query) {
 			}
 			Templating struct {
 				List []struct {
-					Type  string
-					Query any
+					Type, Regex string
+					Query       any
 				}
 			}
 		}
@@ -221,9 +251,11 @@ func queries(t *testing.T) (all []query) {
 		}
 		for _, v := range board.Templating.List {
 			if text, ok := v.Query.(map[string]any); ok && v.Type == "query" {
-				inner := regexp.MustCompile(`^label_values\((.*), (\w+)\)$`).FindStringSubmatch(fill.Replace(fmt.Sprint(text["query"])))
+				inner := regexp.MustCompile(`^query_result\((.*)\)$`).FindStringSubmatch(fill.Replace(fmt.Sprint(text["query"])))
 				require.NotNil(t, inner, "%s: %v", file, text)
-				all = append(all, query{where: filepath.Base(file) + ": a variable", expr: inner[1], labels: inner[2:]})
+				label := regexp.MustCompile(`^/(\w+)="\(\[\^"\]\+\)"/$`).FindStringSubmatch(v.Regex)
+				require.NotNil(t, label, "%s: %v", file, v.Regex)
+				all = append(all, query{where: filepath.Base(file) + ": a variable", expr: inner[1], labels: label[1:]})
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -64,6 +65,9 @@ type cluster struct {
 	gate
 	podresourcesv1.UnimplementedPodResourcesListerServer
 	gpus []string
+	// ready is when the pods became ready; zero: nothing says.
+	ready      time.Time
+	kubeconfig string
 }
 
 func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -72,28 +76,42 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	switch {
 	case r.URL.Path == "/apis/keda.sh/v1alpha1/namespaces/default/scaledobjects/llm":
-		_, _ = w.Write([]byte(`{"spec":{"scaleTargetRef":{"name":"llm"},"triggers":[{"type":"external","metadata":{}}]},
-			"status":{"scaleTargetGVKR":{"group":"apps","version":"v1","kind":"Deployment","resource":"deployments"}}}`))
+		_, _ = w.Write([]byte(scaledObject))
+	case r.URL.Path == "/apis/keda.sh/v1alpha1/scaledobjects" && query.Get("watch") == "":
+		_, _ = fmt.Fprintf(w, `{"kind":"ScaledObjectList","apiVersion":"keda.sh/v1alpha1","metadata":{"resourceVersion":"1"},"items":[%s]}`, scaledObject)
 	case r.URL.Path == "/apis/apps/v1/namespaces/default/deployments/llm/scale":
 		_, _ = w.Write([]byte(`{"spec":{"replicas":2},"status":{"replicas":2,"selector":"app=llm"}}`))
 	case query.Get("watch") != "" && query.Get("sendInitialEvents") == "":
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	case r.URL.Path == "/api/v1/pods" && query.Get("fieldSelector") == "spec.nodeName=node-a" && query.Get("watch") == "":
-		var pods []string
-		for _, name := range []string{"llm-0", "llm-1", "other-0"} {
-			pods = append(pods, fmt.Sprintf(`{"spec":{"nodeName":"node-a"},"metadata":{"namespace":"default","name":%q,"uid":%q,"labels":{"app":%q,"pod-template-hash":"5d8f"},
-				"ownerReferences":[{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"%s-5d8f","uid":"rs","controller":true}]},
-				"status":{"phase":"Running","startTime":"2026-03-01T12:00:00Z","conditions":[{"type":"Ready","status":"True"}]}}`,
-				name, name, strings.TrimRight(name, "-01"), strings.TrimRight(name, "-01")))
-		}
-		_, _ = fmt.Fprintf(w, `{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[%s]}`, strings.Join(pods, ","))
-	case r.URL.Path == "/api/v1/namespaces/default/pods":
-		_, _ = w.Write([]byte(`{"kind":"PodList","apiVersion":"v1","items":[]}`))
+		c.listPods(w, "llm-0", "llm-1", "other-0")
+	case r.URL.Path == "/api/v1/namespaces/default/pods" && query.Get("labelSelector") == "app=llm":
+		c.listPods(w, "llm-0", "llm-1")
 	default:
 		w.WriteHeader(http.StatusBadRequest)
 		_ = json.NewEncoder(w).Encode(map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "BadRequest", "code": 400})
 	}
+}
+
+// scaledObject is default/llm.
+const scaledObject = `{"apiVersion":"keda.sh/v1alpha1","kind":"ScaledObject","metadata":{"namespace":"default","name":"llm","uid":"so","resourceVersion":"1"},
+	"spec":{"scaleTargetRef":{"name":"llm"},"triggers":[{"type":"external","metadata":{}}]},
+	"status":{"scaleTargetGVKR":{"group":"apps","version":"v1","kind":"Deployment","resource":"deployments"}}}`
+
+func (c *cluster) listPods(w io.Writer, names ...string) {
+	changed := ""
+	if !c.ready.IsZero() {
+		changed = fmt.Sprintf(`,"lastTransitionTime":%q`, c.ready.UTC().Format(time.RFC3339))
+	}
+	var pods []string
+	for _, name := range names {
+		pods = append(pods, fmt.Sprintf(`{"spec":{"nodeName":"node-a"},"metadata":{"namespace":"default","name":%q,"uid":%q,"labels":{"app":%q,"pod-template-hash":"5d8f"},
+			"ownerReferences":[{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"%s-5d8f","uid":"rs","controller":true}]},
+			"status":{"phase":"Running","startTime":"2026-03-01T12:00:00Z","conditions":[{"type":"Ready","status":"True"%s}]}}`,
+			name, name, strings.TrimRight(name, "-01"), strings.TrimRight(name, "-01"), changed))
+	}
+	_, _ = fmt.Fprintf(w, `{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[%s]}`, strings.Join(pods, ","))
 }
 
 func (c *cluster) List(ctx context.Context, _ *podresourcesv1.ListPodResourcesRequest) (*podresourcesv1.ListPodResourcesResponse, error) {
@@ -113,19 +131,26 @@ func (c *cluster) List(ctx context.Context, _ *podresourcesv1.ListPodResourcesRe
 // the reader of the kubelet. Flags are the scaler's.
 func startInCluster(t *testing.T, flags ...string) (*node, *cluster) {
 	t.Helper()
+	c := &cluster{}
+	return c.startNode(t, flags...), c
+}
+
+// startNode is startInCluster with a cluster that is prepared.
+func (c *cluster) startNode(t *testing.T, flags ...string) *node {
+	t.Helper()
 	recording, err := fixture.Load("../../testdata/two-60-80.csv")
 	require.NoError(t, err)
-	c := &cluster{}
 	for _, d := range recording.Samples[0].Devices {
 		c.gpus = append(c.gpus, d.ID)
 	}
 	server := httptest.NewServer(c)
 	t.Cleanup(server.Close) // after the scaler, which watches, has ended
 	t.Cleanup(c.open)
-	n := startNode(t, "two-60-80.csv", append([]string{"--kubeconfig", kubeconfig(t, server.URL)}, flags...)...)
+	c.kubeconfig = kubeconfig(t, server.URL)
+	n := startNode(t, "two-60-80.csv", append([]string{"--kubeconfig", c.kubeconfig}, flags...)...)
 	serveKubelet(t, c, n.dir+"/kubelet.sock")
 	start(t, nil, bin+"/scaler", "podresources", "--socket", n.socket, "--kubelet-socket", n.dir+"/kubelet.sock", "--interval=1s")
-	return n, c
+	return n
 }
 
 // TestNobodyWaitsForTheCluster: with API server and kubelet hanging, which is

@@ -1,6 +1,6 @@
-// Package events tells a ScaledObject's owner why a trigger was refused, by an
-// Event on the ScaledObject. It must not know what is wrong with a trigger, nor
-// who asked; and nobody waits for it, whatever the API server does.
+// Package events tells a ScaledObject's owner what is wrong with a trigger, or
+// with what it reads, by an Event on the ScaledObject. It must not know what the
+// reasons mean, nor who asked; and no caller waits, whatever the API server does.
 package events
 
 import (
@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -27,14 +28,14 @@ import (
 
 // What "kubectl describe" shows beside the message.
 const (
-	component = "gpuscaler"
-	reason    = "InvalidTrigger"
+	component      = "gpuscaler"
+	invalidTrigger = "InvalidTrigger"
 )
 
 const (
 	// maxMessage is what newer versions of the events API allow, in bytes.
 	maxMessage = 1024
-	// queued is how many refusals wait for the worker. Those beyond are dropped:
+	// queued is how many notices wait for the worker. Those beyond are dropped:
 	// KEDA asks again.
 	queued = 64
 	// remembered bounds what is remembered of objects that anyone can make up:
@@ -59,8 +60,8 @@ const (
 // for ScaledJobs, which are then not found.
 var scaledObjects = schema.GroupVersionResource{Group: "keda.sh", Version: "v1alpha1", Resource: "scaledobjects"}
 
-// refusal is what there is to tell, about which object.
-type refusal struct{ namespace, name, message string }
+// notice is what there is to tell, about which object.
+type notice struct{ namespace, name, reason, message string }
 
 // told is an event that the object has: one made anew has another UID.
 type told struct {
@@ -75,16 +76,19 @@ type Recorder struct {
 	host    string
 	log     *slog.Logger
 
-	queue chan refusal
+	queue     chan notice
+	badReason atomic.Bool // the log has it
 
 	mu      sync.Mutex
 	asked   *cache.LRUExpireCache // every refusal that was queued
 	dropped int                   // since the worker spoke of it last
+	noticed *memory               // every other notice
 
 	// Of the worker alone:
-	told    *cache.LRUExpireCache // every event recorded
+	told    *cache.LRUExpireCache // every refusal recorded
 	limit   *rate.Limiter
-	failing bool
+	failing bool // lookups fail
+	refused bool // events of Notify are not accepted
 }
 
 // New makes a recorder for the API server of config; host is the node's name,
@@ -104,28 +108,38 @@ func New(config *rest.Config, host string, log *slog.Logger) (*Recorder, error) 
 	}
 	return &Recorder{
 		objects: objects, client: client, host: host, log: log,
-		queue: make(chan refusal, queued),
-		asked: cache.NewLRUExpireCache(remembered),
-		told:  cache.NewLRUExpireCache(remembered),
-		limit: rate.NewLimiter(lookups, lookupBurst),
+		queue:   make(chan notice, queued),
+		asked:   cache.NewLRUExpireCache(remembered),
+		noticed: newMemory(),
+		told:    cache.NewLRUExpireCache(remembered),
+		limit:   rate.NewLimiter(lookups, lookupBurst),
 	}, nil
 }
 
-// Refused has an event recorded on the ScaledObject, if there is one and does
-// not have it yet. It never waits: with too many at once some are dropped.
+// Refused has an event InvalidTrigger recorded on the ScaledObject, if there is
+// one and does not have it yet: one for each message. It never waits: with too
+// many at once some are dropped.
 func (r *Recorder) Refused(namespace, name, message string) {
-	// A name that no object can have costs nothing and is kept nowhere.
-	if len(name) > validation.DNS1123SubdomainMaxLength || len(validation.IsDNS1123Subdomain(name)) > 0 ||
-		len(namespace) > validation.DNS1123LabelMaxLength || len(validation.IsDNS1123Label(namespace)) > 0 {
+	if tooLong(namespace, name) || !possible(namespace, name) {
 		return
 	}
-	if r.enqueue(refusal{namespace, name, cut(message)}) == 1 {
+	if r.enqueue(notice{namespace, name, invalidTrigger, cut(message)}) == 1 {
 		r.log.Warn("too many refused triggers at once: some get no event until KEDA asks again", "queued", queued)
 	}
 }
 
+// tooLong and possible find the names that no object can have: those cost nothing
+// and are kept nowhere.
+func tooLong(namespace, name string) bool {
+	return len(name) > validation.DNS1123SubdomainMaxLength || len(namespace) > validation.DNS1123LabelMaxLength
+}
+
+func possible(namespace, name string) bool {
+	return len(validation.IsDNS1123Subdomain(name)) == 0 && len(validation.IsDNS1123Label(namespace)) == 0
+}
+
 // enqueue returns how many were dropped if it dropped this one, else 0.
-func (r *Recorder) enqueue(what refusal) int {
+func (r *Recorder) enqueue(what notice) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, recently := r.asked.Get(what); recently {
@@ -151,7 +165,8 @@ func (r *Recorder) Run(ctx context.Context) error {
 	// other events while the API server accepts none.
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx),
 		record.WithCorrelatorOptions(record.CorrelatorOptions{LRUCacheSize: remembered}))
-	broadcaster.StartRecordingToSink(&sink{ctx, r.client})
+	to := &sink{ctx, r.client}
+	broadcaster.StartRecordingToSink(to)
 	recorder := broadcaster.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: component, Host: r.host})
 	for {
 		if r.limit.Wait(ctx) != nil {
@@ -161,7 +176,11 @@ func (r *Recorder) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case what := <-r.queue:
-			r.tell(ctx, recorder, what)
+			if what.reason == invalidTrigger {
+				r.tell(ctx, recorder, what)
+			} else {
+				r.record(ctx, to, what)
+			}
 		}
 		if len(r.queue) == 0 {
 			r.noteDropped()
@@ -180,13 +199,9 @@ func (r *Recorder) noteDropped() {
 	}
 }
 
-// tell records an event on the object, if there is one.
-func (r *Recorder) tell(ctx context.Context, recorder record.EventRecorder, what refusal) {
-	// "kubectl describe" shows the events with the object's UID and no others.
-	limited, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	object, err := r.objects.Resource(scaledObjects).Namespace(what.namespace).Get(limited, what.name, metav1.GetOptions{})
-	r.noteHealth(ctx, err)
+// tell records a refusal on the object, if there is one.
+func (r *Recorder) tell(ctx context.Context, recorder record.EventRecorder, what notice) {
+	object, err := r.lookUp(ctx, what)
 	if err != nil {
 		return
 	}
@@ -195,26 +210,43 @@ func (r *Recorder) tell(ctx context.Context, recorder record.EventRecorder, what
 		return
 	}
 	r.told.Add(event, nil, tellAgain)
-	recorder.Event(&corev1.ObjectReference{
-		APIVersion: scaledObjects.GroupVersion().String(), Kind: "ScaledObject",
-		Namespace: what.namespace, Name: what.name, UID: object.UID, ResourceVersion: object.ResourceVersion,
-	}, corev1.EventTypeWarning, reason, what.message)
+	recorder.Event(reference(what, object), corev1.EventTypeWarning, what.reason, what.message)
 }
 
-// noteHealth logs when lookups begin to fail and when they work again. That an
-// object is not there is an answer.
-func (r *Recorder) noteHealth(ctx context.Context, err error) {
-	if ctx.Err() != nil {
-		return
+// lookUp finds the object: "kubectl describe" shows the events with its UID and
+// no others. The log has when lookups begin to fail and when they work again.
+func (r *Recorder) lookUp(ctx context.Context, what notice) (*metav1.PartialObjectMetadata, error) {
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	object, err := r.objects.Resource(scaledObjects).Namespace(what.namespace).Get(limited, what.name, metav1.GetOptions{})
+	failed := err
+	if apierrors.IsNotFound(err) {
+		failed = nil // which is an answer
 	}
-	failed := err != nil && !apierrors.IsNotFound(err)
+	if ctx.Err() == nil {
+		r.failing = r.noteChange(failed, r.failing,
+			"cannot look up ScaledObjects: they get no event", "ScaledObjects can be looked up again")
+	}
+	return object, err
+}
+
+// noteChange logs when something begins to fail and when it works again, and
+// returns whether it fails.
+func (r *Recorder) noteChange(err error, failing bool, begins, ends string) bool {
 	switch {
-	case failed && !r.failing:
-		r.log.Warn("cannot look up ScaledObjects: refused triggers get no event", "error", err)
-	case !failed && r.failing:
-		r.log.Info("ScaledObjects can be looked up again")
+	case err != nil && !failing:
+		r.log.Warn(begins, "error", err)
+	case err == nil && failing:
+		r.log.Info(ends)
 	}
-	r.failing = failed
+	return err != nil
+}
+
+func reference(what notice, object *metav1.PartialObjectMetadata) *corev1.ObjectReference {
+	return &corev1.ObjectReference{
+		APIVersion: scaledObjects.GroupVersion().String(), Kind: "ScaledObject",
+		Namespace: what.namespace, Name: what.name, UID: object.UID, ResourceVersion: object.ResourceVersion,
+	}
 }
 
 // cut keeps a message within what an event may have.

@@ -86,7 +86,9 @@ func (e *exporter) Collect(to chan<- prometheus.Metric) {
 		known, failing, oldest := e.Workloads.Health(now)
 		s.gauge(e.workloads, float64(known), "known")
 		s.gauge(e.workloads, float64(failing), "failing")
-		s.gauge(e.workloadAge, oldest.Seconds())
+		if known > 0 {
+			s.gauge(e.workloadAge, oldest.Seconds())
+		}
 	}
 }
 
@@ -132,21 +134,29 @@ func (s *scrape) ofNode(n *fleet.Node, m *meter.Reading) {
 		}
 		of := s.podLabels(p.Pod, d)
 		for _, i := range podIntegrals {
-			if p.Totals[i] > 0 || d.HasTotal[i] {
+			if p.Has[i] {
 				s.counterOf(s.podIntegrals[i], whole(p.Totals[i], integrals[i]), of)
 			}
 		}
 	}
 	for _, w := range m.Workloads {
 		labels := []string{w.Namespace, w.Kind, w.Name}
-		s.counter(s.energy, whole(w.Totals[fleet.Power], integrals[fleet.Power]), labels...)
-		s.counter(s.idleEnergy, whole(w.Idle, integrals[fleet.Power]), labels...)
-		s.counter(s.busy, whole(w.Totals[fleet.Utilization], integrals[fleet.Utilization]), labels...)
+		if w.Has[fleet.Power] {
+			s.counter(s.energy, whole(w.Totals[fleet.Power], integrals[fleet.Power]), labels...)
+		}
+		if w.HasIdle {
+			s.counter(s.idleEnergy, whole(w.Idle, integrals[fleet.Power]), labels...)
+		}
+		if w.Has[fleet.Utilization] {
+			s.counter(s.busy, whole(w.Totals[fleet.Utilization], integrals[fleet.Utilization]), labels...)
+		}
 	}
-	s.counter(s.unheld, whole(m.Unheld[fleet.Power], integrals[fleet.Power]))
-	s.counter(s.unknown, whole(m.Unknown[fleet.Power], integrals[fleet.Power]))
-	s.counter(s.expired, whole(m.Expired[fleet.Power], integrals[fleet.Power]))
-	s.counter(s.gone, whole(m.Gone[fleet.Power], integrals[fleet.Power]))
+	if m.Has[fleet.Power] {
+		s.counter(s.unheld, whole(m.Unheld[fleet.Power], integrals[fleet.Power]))
+		s.counter(s.unknown, whole(m.Unknown[fleet.Power], integrals[fleet.Power]))
+		s.counter(s.expired, whole(m.Expired[fleet.Power], integrals[fleet.Power]))
+		s.counter(s.gone, whole(m.Gone[fleet.Power], integrals[fleet.Power]))
+	}
 	s.readers(n)
 }
 
@@ -176,7 +186,7 @@ func (s *scrape) device(d *fleet.Device) {
 func (s *scrape) totals(d meter.DeviceSums) {
 	of := s.gpuLabels(d.Device)
 	for i := range d.Totals {
-		if d.Device.HasTotal[i] || d.Totals[i] > 0 {
+		if d.Has[i] {
 			s.counterOf(s.integrals[i], whole(d.Totals[i], integrals[i]), of)
 		}
 	}
@@ -205,7 +215,7 @@ func (s *scrape) pods(n *fleet.Node, devices map[string]*fleet.Device) {
 func (s *scrape) podGauge(p *fleet.Pod, share *attribution.Share, d *fleet.Device, holders int, holds bool) {
 	of := s.podLabels(meter.Pod{
 		Workload: meter.Workload{Namespace: p.Namespace, Kind: p.Owner.Kind, Name: p.Owner.Name},
-		Pod:      p.Name, Container: share.Container, Device: d.ID,
+		Pod:      p.Name, Container: share.Container(), Device: d.ID,
 	}, d)
 	if holds {
 		s.gaugeOf(s.share, 1/float64(holders), of)
@@ -283,6 +293,8 @@ func (s *scrape) triggers() {
 		s.gauge(s.active, truth(a.Active), labels...)
 		if a.Replicas >= 0 {
 			s.gauge(s.replicas, float64(a.Replicas), labels...)
+			s.gauge(s.flat, float64(a.Flat), labels...)
+			s.gauge(s.podsLeftOut, float64(a.LeftOut), labels...)
 		}
 		if share, ok := a.Coverage(); ok {
 			s.gauge(s.coverage, share, labels...)

@@ -73,6 +73,7 @@ type descs struct {
 	energy, idleEnergy, busy                  *prometheus.Desc
 	unheld, unknown, expired, gone            *prometheus.Desc
 	target, value, active, replicas, coverage *prometheus.Desc
+	flat, podsLeftOut                         *prometheus.Desc
 	answered, failed, calls                   *prometheus.Desc
 	readerUp, readerAge, kubeletAge, leftOut  *prometheus.Desc
 	nodes, workloads, workloadAge             *prometheus.Desc
@@ -112,6 +113,8 @@ func describe(node string) *descs {
 		active:      desc("trigger_active", "1 if the workload should have a replica at least.", ofTrigger...),
 		replicas:    desc("trigger_replicas", "Replicas that this asks for.", ofTrigger...),
 		coverage:    desc("trigger_coverage_ratio", "Share of the pods, or nodes, of which something is known.", ofTrigger...),
+		flat:        desc("trigger_flat_pods", "Pods whose memory does not follow their load: each counts as the target, or as 0 while it is idle.", ofTrigger...),
+		podsLeftOut: desc("trigger_pods_left_out", "Pods whose value is missing, so that the decision rests on the others.", ofTrigger...),
 		answered:    desc("trigger_answer_age_seconds", "How long ago KEDA asked last.", ofTrigger...),
 		failed:      desc("trigger_failing", "1 if there was no answer.", ofTrigger...),
 		calls:       desc("calls_total", "KEDA's calls by how they ended.", "call", "code"),

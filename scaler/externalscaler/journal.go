@@ -81,10 +81,10 @@ func (j *journal) note(ref *pb.ScaledObjectRef, t *trigger.Trigger, d *evaluate.
 	}
 	log := j.log.With("namespace", key.namespace, "name", key.name, "metric", key.metric, "target", key.target)
 	switch {
-	case err != nil && !again: // of a name that may be made up
+	case err != nil && !again && d.Until.IsZero(): // of a name that may be made up: no workload was read
 		log.Debug("no answer", "reason", err)
 	case err != nil:
-		log.Warn("no answer any more", "reason", err)
+		log.Warn("no answer", "reason", err)
 	case now.replicas >= 0 || now.gaps > 0 || again && (before.failed || before.gaps != now.gaps):
 		log.Info("decision", "is", d)
 	}

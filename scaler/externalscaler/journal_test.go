@@ -58,11 +58,11 @@ func TestJournalHasWhatChanges(t *testing.T) {
 	assert.Empty(t, note(llm, 0, away), "of a name that may be made up")
 	assert.Equal(t, []string{
 		`level=INFO msg=decision namespace=shop name=llm metric=gpu_utilization target=50 is.value=160 is.active=true ` +
-			`is.replicas=4 is.rule="mean of the pods that count" is.mean=80 is.counting=2 is.starting=1 is.missing=0 is.unread="[pod llm-2: is on no node yet]"`,
+			`is.replicas=4 is.rule="mean of the pods that count" is.mean=80 is.counting=2 is.starting=1 is.missing=0 is.because="[pod llm-2: is on no node yet]"`,
 	}, note(llm, 4, nil))
 	assert.Empty(t, note(llm, 4, nil), "the same")
 	assert.Len(t, note(llm, 5, nil), 1)
-	assert.Equal(t, []string{`level=WARN msg="no answer any more" namespace=shop name=llm metric=gpu_utilization target=50 reason="nothing heard"`}, note(llm, 0, away))
+	assert.Equal(t, []string{`level=WARN msg="no answer" namespace=shop name=llm metric=gpu_utilization target=50 reason="nothing heard"`}, note(llm, 0, away))
 	assert.Empty(t, note(llm, 0, errors.New("nothing heard for longer")))
 	assert.Len(t, note(&pb.ScaledObjectRef{Namespace: "shop", Name: "other"}, 5, nil), 1, "one of its own")
 	assert.Len(t, note(llm, 5, nil), 1, "it is back")
@@ -118,5 +118,5 @@ func TestJournalOfANode(t *testing.T) {
 	j.note(ref, &tr, &evaluate.Decision{}, errors.New("gone"))
 	assert.Len(t, log.take(), 1)
 	j.note(ref, &tr, &evaluate.Decision{Value: 20, LeftOut: []evaluate.LeftOut{{Device: &fleet.Device{Vendor: "nvidia", Index: 3}, Reason: "GPU_IS_LOST"}}}, nil)
-	assert.Equal(t, []string{`level=INFO msg=decision namespace=shop name=llm metric=gpu_utilization target=80 is.value=20 is.active=false is.unread="[GPU 3: GPU_IS_LOST]"`}, log.take())
+	assert.Equal(t, []string{`level=INFO msg=decision namespace=shop name=llm metric=gpu_utilization target=80 is.value=20 is.active=false is.because="[GPU 3: GPU_IS_LOST]"`}, log.take())
 }

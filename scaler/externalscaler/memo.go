@@ -38,10 +38,30 @@ type memoKey struct {
 
 // memoized is a decision in brief, and what of a workload it was made of.
 type memoized struct {
-	decision   evaluate.Decision
-	targetType trigger.TargetType
-	told       time.Time
-	until      time.Time
+	decision evaluate.Decision
+	of       settings
+	told     time.Time
+	until    time.Time
+}
+
+// settings are what the ScaledObject says of the number, beside the trigger.
+type settings struct {
+	targetType, composite trigger.TargetType
+	up, down              float64 // tolerances; -1: none
+	nothingWakes          bool
+	edited                time.Time
+	hpa                   evaluate.HPA
+}
+
+func settingsOf(w *evaluate.Workload) settings {
+	s := settings{w.TargetType, w.Composite, -1, -1, w.NothingWakes, w.Edited, w.HPA}
+	if w.ScaleUpTolerance != nil {
+		s.up = *w.ScaleUpTolerance
+	}
+	if w.ScaleDownTolerance != nil {
+		s.down = *w.ScaleDownTolerance
+	}
+	return s
 }
 
 // get is a decision for a trigger, on a workload or not (nil): one that is still
@@ -51,12 +71,12 @@ func (m *memo) get(ref *pb.ScaledObjectRef, t *trigger.Trigger, w *evaluate.Work
 	k, now := memoKey{ref.GetNamespace(), ref.GetName(), *t}, time.Now()
 	fresh := memoized{}
 	if w != nil {
-		fresh.targetType, fresh.told = w.TargetType, w.Told
+		fresh.of, fresh.told = settingsOf(w), w.Told
 	}
 	m.mu.Lock()
 	known, ok := m.known[k]
 	m.mu.Unlock()
-	if ok && now.Before(known.until) && known.targetType == fresh.targetType && known.told.Equal(fresh.told) {
+	if ok && now.Before(known.until) && known.of == fresh.of && known.told.Equal(fresh.told) {
 		return known.decision, nil
 	}
 	d, err := decide(now)

@@ -7,7 +7,6 @@ package externalscaler
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math"
 	"time"
@@ -18,6 +17,7 @@ import (
 
 	"gpuscaler/profiles"
 	"gpuscaler/scaler/evaluate"
+	"gpuscaler/scaler/replicas"
 	"gpuscaler/scaler/trigger"
 )
 
@@ -51,11 +51,16 @@ type Refusals interface {
 	// Refused must not wait. The names are as the caller says, and may be of no
 	// object at all. Everybody may read the message.
 	Refused(namespace, name, message string)
+	// Notify has the ScaledObject's author notified of something, by its reason in
+	// CamelCase. It must not wait.
+	Notify(namespace, name, reason, message string)
 }
 
 type nobody struct{}
 
 func (nobody) Refused(string, string, string) {}
+
+func (nobody) Notify(string, string, string, string) {}
 
 // Workloads is where it is known what ScaledObjects scale. Neither method may
 // wait.
@@ -88,7 +93,7 @@ type Service struct {
 // NewService answers from a fleet; readings older than staleAfter are no data.
 func NewService(fleet Fleet, profiles Profiles, staleAfter time.Duration, log *slog.Logger) *Service {
 	return &Service{
-		fleet: fleet, profiles: profiles, limits: evaluate.Limits{StaleAfter: staleAfter},
+		fleet: fleet, profiles: profiles, limits: evaluate.Limits{StaleAfter: staleAfter, Tolerance: replicas.DefaultTolerance},
 		refusals: nobody{}, log: log, journal: newJournal(log), stopping: make(chan struct{}),
 	}
 }
@@ -154,6 +159,13 @@ func (s *Service) metrics(r *pb.GetMetricsRequest) (*pb.GetMetricsResponse, erro
 	}
 	d, err := s.decide(&t, r.GetScaledObjectRef())
 	s.journal.note(r.GetScaledObjectRef(), &t, &d, err)
+	notices := d.Notices
+	if !s.ofWorkload(&t) { // a decision for a workload has them
+		notices = evaluate.Suspicions(&t, s.limits.Tolerance)
+	}
+	for _, n := range notices {
+		s.refusals.Notify(r.GetScaledObjectRef().GetNamespace(), r.GetScaledObjectRef().GetName(), n.Reason, n.Message)
+	}
 	if err != nil {
 		return nil, s.refuse(r.GetScaledObjectRef(), err)
 	}
@@ -242,22 +254,11 @@ func (s *Service) active(t *trigger.Trigger, ref *pb.ScaledObjectRef) (bool, err
 	if t.AlwaysActive {
 		return true, nil
 	}
-	if s.ofWorkload(t) {
-		w, err := s.workload(t, ref)
-		if err != nil {
-			return false, err
-		}
-		d, err := s.decideForWorkload(t, ref, w)
-		if err != nil {
-			return false, err
-		}
-		return d.Activity(w)
-	}
 	d, err := s.decide(t, ref)
-	if err == nil && !d.Active && d.Silent > 0 {
-		return false, &evaluate.Error{Kind: evaluate.Unavailable, Reason: fmt.Sprintf("scope: cluster: nothing is known of %d of %d nodes, which may be busy", d.Silent, d.Nodes)}
+	if d.Active { // what is known to be active is, also where too much is missing for a number
+		return true, nil
 	}
-	return d.Active, err
+	return false, err
 }
 
 func (s *Service) workload(t *trigger.Trigger, ref *pb.ScaledObjectRef) (*evaluate.Workload, error) {

@@ -34,9 +34,9 @@ func TestGetMetricSpec(t *testing.T) {
 		{metadata{"profile": "triton-inference"}, "keda_gpu_triton_inference", 75, 75},
 		{metadata{"profile": "distributed-training"}, "keda_gpu_distributed_training", 50000, 50000},
 		{metadata{"targetValue": "62.5"}, "keda_gpu_metric", 63, 62.5},
-		{metadata{"targetValue": "0.25"}, "keda_gpu_metric", 1, 0.25}, // an integer of 0 would be divided by
-		{metadata{"targetValue": "0.001"}, "keda_gpu_metric", 1, 0.001},
-		{metadata{"targetValue": "1e15"}, "keda_gpu_metric", 1e15, 1e15},
+		{metadata{"metricType": "x_ratio", "targetValue": "0.25"}, "keda_gpu_metric", 1, 0.25}, // an integer of 0 would be divided by
+		{metadata{"metricType": "x_ratio", "targetValue": "0.001"}, "keda_gpu_metric", 1, 0.001},
+		{metadata{"metricType": "x_ratio", "targetValue": "1e15"}, "keda_gpu_metric", 1e15, 1e15},
 		{metadata{"metricName": "mine", "metricType": "power_draw", "targetValue": "300"}, "mine", 300, 300},
 		{metadata{"gpuIndex": "99", "metricType": "x_nobody_has_it", "scope": "workload"}, "keda_gpu_metric", 80, 80},
 	} {
@@ -145,6 +145,7 @@ func TestBadMetadata(t *testing.T) {
 		{metadata{"targetValue": "80%"}, `targetValue: "80%" is not a number; allowed is a finite number above 0`},
 		{metadata{"targetValue": "NaN"}, `targetValue: "NaN" is not a number; allowed is a finite number above 0`},
 		{metadata{"targetValue": "Inf"}, `targetValue: "Inf" is not a number; allowed is a finite number above 0`},
+		{metadata{"targetValue": "0.8"}, `targetValue: "0.8" is 1 % or less, and gpu_utilization is in percent; did you mean "80"? allowed is above 1 and at most 100, or more with aggregation sum`},
 		{metadata{"targetValue": "1e400"}, `targetValue: "1e400" is too large; allowed is a finite number above 0`},
 		{metadata{"targetValue": "0"}, `targetValue: "0" is not above 0; allowed is a finite number above 0`},
 		{metadata{"targetValue": "-1"}, `targetValue: "-1" is not above 0; allowed is a finite number above 0`},
@@ -179,6 +180,10 @@ func (c told) Refused(namespace, name, message string) {
 	c <- namespace + "/" + name + ": " + message
 }
 
+func (c told) Notify(namespace, name, reason, message string) {
+	c <- namespace + "/" + name + ": " + reason + ": " + message
+}
+
 // Users are told of what KEDA keeps from them, and of nothing else.
 func TestRefusals(t *testing.T) {
 	users := make(told, 10)
@@ -198,7 +203,7 @@ func TestRefusals(t *testing.T) {
 
 	// Those who may read events may not read Secrets.
 	for _, secret := range []metadata{
-		{"targetValueFromEnv": "hunter2"}, {"profileFromEnv": "hunter2"}, {"podSelectorFromEnv": "hunter2", "scope": "node"},
+		{"targetValueFromEnv": "hunter2"}, {"containerFromEnv": "hunter2", "scope": "node"}, {"profileFromEnv": "hunter2"}, {"podSelectorFromEnv": "hunter2", "scope": "node"},
 		{"targetGpuUtilization": "1", "metricTypeFromEnv": "hunter2"}, {"hunter": "hunter2"},
 	} {
 		_, err = s.GetMetricSpec(t.Context(), ref(secret))
@@ -243,7 +248,7 @@ func TestNoData(t *testing.T) {
 
 	r.utilization(t, 75)
 	check(metadata{"gpuIndex": "99"}, codes.InvalidArgument, "gpuIndex: 99 is beyond the GPUs of node node-1; it has 1 GPU (gpuIndex 0)")
-	check(metadata{"metricType": "sm_activity"}, codes.FailedPrecondition, "metricType: no GPU in scope on node node-1 has sm_activity; they have gpu_utilization")
+	check(metadata{"metricType": "sm_activity"}, codes.FailedPrecondition, "metricType: no GPU in scope on node node-1 has sm_activity: NVIDIA H200; they have gpu_utilization")
 	check(metadata{"gpuModel": "A100"}, codes.FailedPrecondition, `gpuModel: no GPU in scope on node node-1 has "A100" in its name; there are NVIDIA H200`)
 	check(metadata{"scope": "workload"}, codes.FailedPrecondition,
 		"scope: workload needs the Kubernetes API and --workloads=auto, which this scaler does not have; use scope: node")
@@ -257,7 +262,7 @@ func TestStale(t *testing.T) {
 	require.NoError(t, err)
 	eventually(t, "it is stale", func() bool { _, err = r.get(nil); return err != nil })
 	assert.Equal(t, codes.Unavailable, status.Code(err))
-	assert.Regexp(t, `^node node-1: GPU 0: nothing heard for [\d.]+s, more than 1s$`, status.Convert(err).Message())
+	assert.Regexp(t, `^node node-1: GPU 0 \(NVIDIA H200\): nothing heard for [\d.]+s, more than 1s$`, status.Convert(err).Message())
 	r.utilization(t, 76)
 	_, err = r.get(nil)
 	assert.NoError(t, err, "fresh at once")
@@ -278,4 +283,23 @@ func TestCodes(t *testing.T) {
 	} {
 		assert.Equal(t, c.code, status.Code(s.refuse(nil, c.err)), c.err)
 	}
+}
+
+// Authors are notified of what is allowed and hardly meant, in every scope.
+func TestNotices(t *testing.T) {
+	users := make(told, 10)
+	n := newNode(minute)
+	n.utilization(t, 85)
+	s := NewService(n.fleet(), newShelf(), minute, nopLog)
+	s.TellRefusals(users)
+	get := func(md metadata) {
+		_, err := s.GetMetrics(t.Context(), &pb.GetMetricsRequest{ScaledObjectRef: ref(md)})
+		require.NoError(t, err)
+	}
+	get(metadata{"activationThreshold": "90"})
+	assert.Contains(t, <-users, "default/llm: SuspiciousTarget: activationThreshold")
+	get(metadata{"targetValue": "95"})
+	assert.Contains(t, <-users, "default/llm: SuspiciousTarget: The target 95 of gpu_utilization can never ask for more replicas")
+	get(metadata{})
+	assert.Empty(t, users)
 }

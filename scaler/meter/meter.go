@@ -37,19 +37,40 @@ type Pod struct {
 	Device string
 }
 
+// Has says of each of [fleet.Integrated] whether a device ever reported it. Where none
+// did, a total of 0 means that nothing was measured, not that nothing was used.
+type Has [len(fleet.Integrated)]bool
+
+func (h *Has) merge(with Has) {
+	for i, has := range with {
+		h[i] = h[i] || has
+	}
+}
+
 // Sums are what something has taken so far.
 type Sums struct {
 	Totals fleet.Totals
+	// Has says which totals its devices reported while it held them.
+	Has Has
 	// Idle is the part of the energy in which the device did nothing, in units of
-	// 1/fleet.Fine joules.
-	Idle int64
+	// 1/fleet.Fine joules. HasIdle: a device reported energy, and whether it worked.
+	Idle    int64
+	HasIdle bool
 }
 
 func (s *Sums) add(i int, by int64, idle bool) {
 	s.Totals[i] += by
+	s.Has[i] = true
 	if i == fleet.Power && idle {
 		s.Idle += by
+		s.HasIdle = true
 	}
+}
+
+// report notes what a device reports, also where it is 0 so far.
+func (s *Sums) report(has Has, hasIdle bool) {
+	s.Has.merge(has)
+	s.HasIdle = s.HasIdle || hasIdle
 }
 
 // Meter adds up. Its methods may be called concurrently.
@@ -64,6 +85,7 @@ type Meter struct {
 	unknown   fleet.Totals // it is not known who does
 	expired   fleet.Totals // of workloads that are forgotten
 	gone      fleet.Totals // of devices that are forgotten
+	has       Has          // what any device has reported
 	swept     time.Time
 
 	held    []*fleet.Pod // that holders was made of
@@ -81,6 +103,7 @@ type device struct {
 	last  fleet.Totals
 	blind int64
 	sum   fleet.Totals
+	has   Has
 	is    *fleet.Device
 	seen  time.Time
 }
@@ -110,10 +133,19 @@ func (m *Meter) Observe(n *fleet.Node, now time.Time) {
 	split := splitByInstances(n)
 	for _, d := range n.Devices {
 		grown, blind := m.grown(d)
+		idle, hasIdle := m.idle(n, d, grown)
+		shared := m.reported(d)
+		for i := range shared { // what instances report themselves is theirs
+			shared[i] = shared[i] && (d.Parent != "" || !split[d.ID][i])
+		}
+		if known && shared != (Has{}) {
+			for _, h := range m.holders[d.ID] {
+				m.report(h.pod, shared, hasIdle && shared[fleet.Power], now)
+			}
+		}
 		if grown == (fleet.Totals{}) {
 			continue
 		}
-		idle := grown[fleet.Power] > 0 && m.idle(n, d, grown)
 		for i, by := range grown {
 			if by == 0 || (d.Parent == "" && split[d.ID][i]) {
 				continue
@@ -158,6 +190,9 @@ func (m *Meter) grown(d *fleet.Device) (by fleet.Totals, blind int64) {
 			by[i] = total
 		}
 		known.sum[i] += by[i]
+		if by[i] > 0 {
+			known.has[i], m.has[i] = true, true
+		}
 	}
 	if blind = d.Blind - known.blind; blind < 0 {
 		blind = d.Blind
@@ -165,26 +200,42 @@ func (m *Meter) grown(d *fleet.Device) (by fleet.Totals, blind int64) {
 	return by, blind
 }
 
+// reported is what a device has reported since the last picture: nothing where that
+// reading is still the last, or failed.
+func (m *Meter) reported(d *fleet.Device) Has {
+	known := m.devices[d.ID]
+	if d.Error != "" || (known.is != nil && !d.Heard.After(known.is.Heard)) {
+		return Has{}
+	}
+	known.has.merge(d.HasTotal)
+	m.has.merge(d.HasTotal)
+	return d.HasTotal
+}
+
 // idle says whether a GPU did nothing while it grew: none of its instances, if it has
 // any. Where utilization is not read that is not known, and it counts as busy.
-func (m *Meter) idle(n *fleet.Node, gpu *fleet.Device, grown fleet.Totals) bool {
-	reads := readsUtilization(gpu)
-	if reads && grown[fleet.Utilization] > 0 {
-		return false
+func (m *Meter) idle(n *fleet.Node, gpu *fleet.Device, grown fleet.Totals) (idle, known bool) {
+	if !gpu.HasTotal[fleet.Power] && grown[fleet.Power] == 0 { // no energy to tell apart
+		return false, false
 	}
+	known = readsUtilization(gpu)
+	if known && grown[fleet.Utilization] > 0 {
+		return false, true
+	}
+	idle = true
 	for _, d := range n.Devices {
 		if d.Parent != gpu.ID {
 			continue
 		}
 		if !readsUtilization(d) {
-			return false
+			return false, false
 		}
-		reads = true
+		known = true
 		if before := m.devices[d.ID]; before == nil || d.Totals[fleet.Utilization] != before.last[fleet.Utilization] {
-			return false
+			idle = false
 		}
 	}
-	return reads
+	return idle && known, known
 }
 
 // readsUtilization says whether it was read this time.
@@ -229,6 +280,14 @@ func (m *Meter) share(holders []holder, i int, by int64, idle bool, now time.Tim
 	m.unknown[i] += part * (of - int64(len(holders)))
 }
 
+// report notes what a device that a pod holds reports.
+func (m *Meter) report(p Pod, has Has, hasIdle bool, now time.Time) {
+	m.workload(p.Workload, now).report(has, hasIdle)
+	if s := m.pod(p, now); s != nil {
+		s.report(has, hasIdle)
+	}
+}
+
 func (m *Meter) workload(w Workload, now time.Time) *series {
 	s := m.workloads[w]
 	if s == nil {
@@ -264,9 +323,9 @@ func (m *Meter) indexHolders(n *fleet.Node, now time.Time) {
 		m.held, m.holders = n.Pods, map[string][]holder{}
 		for _, p := range n.Pods {
 			for _, s := range p.Shares {
-				m.hold(p, s.Device, s.Container, s.Holders)
+				m.hold(p, s.Device, s.Container(), s.Holders)
 				if s.GPU != s.Device {
-					m.hold(p, s.GPU, s.Container, s.GPUHolders)
+					m.hold(p, s.GPU, s.Container(), s.GPUHolders)
 				}
 			}
 		}

@@ -22,12 +22,16 @@ type Reading struct {
 	// Unheld is what went into devices that nobody held, Unknown into those of which
 	// it was not known; Expired is of workloads that are gone for long.
 	Unheld, Unknown, Expired fleet.Totals
+	// Has says which totals some device of the node has reported: of the others Gone,
+	// Unheld, Unknown and Expired are 0 because nothing was measured.
+	Has Has
 }
 
-// DeviceSums are a device's, as it was last.
+// DeviceSums are a device's, as it was last; Has says which totals it has reported.
 type DeviceSums struct {
 	Device *fleet.Device
 	Totals fleet.Totals
+	Has    Has
 }
 
 // WorkloadSums are a workload's.
@@ -47,10 +51,10 @@ func (m *Meter) Read() *Reading {
 	m.mu.Lock()
 	r := &Reading{
 		Devices: make([]DeviceSums, 0, len(m.devices)), Gone: m.gone, Workloads: make([]WorkloadSums, 0, len(m.workloads)),
-		Pods: make([]PodSums, 0, len(m.pods)), Unheld: m.unheld, Unknown: m.unknown, Expired: m.expired,
+		Pods: make([]PodSums, 0, len(m.pods)), Unheld: m.unheld, Unknown: m.unknown, Expired: m.expired, Has: m.has,
 	}
 	for _, d := range m.devices {
-		r.Devices = append(r.Devices, DeviceSums{d.is, d.sum})
+		r.Devices = append(r.Devices, DeviceSums{d.is, d.sum, d.has})
 	}
 	for w, s := range m.workloads {
 		r.Workloads = append(r.Workloads, WorkloadSums{w, s.Sums})

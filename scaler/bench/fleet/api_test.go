@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -106,9 +107,17 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case strings.HasSuffix(path, "/endpointslices") && query.Get("sendInitialEvents") == "":
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
+	case strings.HasSuffix(path, "/v1alpha1/scaledobjects") && query.Get("watch") == "":
+		objects := make([]string, workloads(a.nodes))
+		for i := range objects {
+			objects[i] = scaledObject(strconv.Itoa(i))
+		}
+		_, _ = fmt.Fprintf(w, `{"kind":"ScaledObjectList","apiVersion":"keda.sh/v1alpha1","metadata":{"resourceVersion":"1"},"items":[%s]}`, strings.Join(objects, ","))
+	case strings.HasSuffix(path, "/v1alpha1/scaledobjects") && query.Get("sendInitialEvents") == "":
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
 	case strings.Contains(path, "/scaledobjects/w-"):
-		_, _ = fmt.Fprintf(w, `{"spec":{"scaleTargetRef":{"name":"w-%s"},"triggers":[{"type":"external","metadata":{"targetValue":"50"}}]},
-			"status":{"scaleTargetGVKR":{"group":"apps","version":"v1","kind":"Deployment","resource":"deployments"}}}`, workload())
+		_, _ = io.WriteString(w, scaledObject(workload()))
 	case strings.HasSuffix(path, "/scale"):
 		n := a.nodes * gpus / workloads(a.nodes)
 		_, _ = fmt.Fprintf(w, `{"spec":{"replicas":%d},"status":{"replicas":%d,"selector":"app=w-%s"}}`, n, n, workload())
@@ -124,4 +133,10 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
 		_ = json.NewEncoder(w).Encode(map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "BadRequest", "code": 400})
 	}
+}
+
+func scaledObject(workload string) string {
+	return fmt.Sprintf(`{"kind":"ScaledObject","apiVersion":"keda.sh/v1alpha1","metadata":{"namespace":"bench","name":"w-%s"},
+		"spec":{"scaleTargetRef":{"name":"w-%s"},"triggers":[{"type":"external","metadata":{"targetValue":"50"}}]},
+		"status":{"scaleTargetGVKR":{"group":"apps","version":"v1","kind":"Deployment","resource":"deployments"}}}`, workload, workload)
 }

@@ -71,7 +71,7 @@ func startFront(b *testing.B, binary, kubeconfig string) *front {
 	}
 	f := &front{http: addresses[1], cmd: exec.Command(binary, "serve", "--nvml-socket=", "--node-name=front", "--peers=kubernetes:///peers.gpuscaler:"+port,
 		"--kubeconfig="+kubeconfig, "--listen="+addresses[0], "--http="+addresses[1], "--log-level=error")}
-	f.cmd.Env = append(os.Environ(), "GOMEMLIMIT=490MiB", "GOGC=40") // as deploy/components/front has it
+	f.cmd.Env = append(os.Environ(), "GOMEMLIMIT=560MiB", "GOGC=40") // as deploy/components/front has it
 	f.cmd.Stderr = os.Stderr
 	must(b, f.cmd.Start())
 	b.Cleanup(func() { _ = f.cmd.Process.Kill(); _ = f.cmd.Wait() })

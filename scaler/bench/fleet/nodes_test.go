@@ -71,13 +71,16 @@ func newNode(i, nodes int) *node {
 
 var names = snapshot.MetricNames()
 
+// Before implements peer.Own: no node was restarted.
+func (n *node) Before(string, uint64) *fleet.Node { return nil }
+
 // Updated never is: each interval is enough.
 func (n *node) Updated() <-chan struct{} { return nil }
 
 // Own is the node with readings of the last second.
 func (n *node) Own() *fleet.Node {
 	heard := time.Now().Add(-rand.N(time.Second))
-	out := fleet.Node{Name: n.name, Heard: heard, Allocated: heard, PodsKnown: true}
+	out := fleet.Node{Name: n.name, Boot: 1, Heard: heard, Allocated: heard, PodsKnown: true}
 	for g, id := range n.ids {
 		means := make([]window.Means, len(snapshot.Metrics))
 		for i := range means {
@@ -85,8 +88,9 @@ func (n *node) Own() *fleet.Node {
 				means[i][w] = 40 + 20*rand.Float64()
 			}
 		}
-		d := fleet.Device{ID: id, Vendor: "nvidia", Model: "NVIDIA H100 80GB HBM3", Index: g, MemoryTotalMiB: 81559, Heard: heard}
-		out.Devices = append(out.Devices, d.Describe(fleet.NewReadings(names, means), nil))
+		d := fleet.Device{ID: id, Vendor: "nvidia", Model: "NVIDIA H100 80GB HBM3", Index: g, MemoryTotalMiB: 81559, Heard: heard,
+			Motion: fleet.Motion{Known: true, WorkKnown: true, Worked: true}}
+		out.Devices = append(out.Devices, d.Describe(fleet.NewReadings(names, means, nil), nil))
 	}
 	return out.With(n.pods)
 }

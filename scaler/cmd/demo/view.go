@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"gpuscaler/profiles"
+	"gpuscaler/scaler/replicas"
 	gpustatus "gpuscaler/scaler/status"
 )
 
@@ -141,13 +142,14 @@ func devices(w io.Writer, all []gpustatus.Device) {
 // triggers asks what KEDA would ask for each built-in profile.
 func (v *view) triggers(ctx context.Context, w io.Writer) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(table, "profile\tmetric\tKEDA is told\ttarget\tactive\tHPA asks for (AverageValue)")
+	_, _ = fmt.Fprintln(table, "profile\tmetric\tvalue\ttarget\tactive\treplicas, from 1 (AverageValue)")
 	for _, name := range profiles.Builtin().Names() {
 		p, _ := profiles.Builtin().Get(name)
 		ref := &pb.ScaledObjectRef{Name: "demo", Namespace: "demo", ScalerMetadata: map[string]string{"profile": name}}
 		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\n", name, p.Metric.Name, v.ask(ctx, ref))
 	}
 	_ = table.Flush()
+	_, _ = fmt.Fprintln(w, "Without Kubernetes a trigger reads all GPUs of the node. In a cluster it reads its workload's, and flat memory asks for no more replicas.")
 }
 
 // ask is the rest of a row: the answers, or why there are none.
@@ -168,7 +170,23 @@ func (v *view) ask(ctx context.Context, ref *pb.ScaledObjectRef) string {
 		return reason(err)
 	}
 	value := metrics.GetMetricValues()[0].GetMetricValueFloat()
-	return fmt.Sprintf("%.3f\t%g\t%t\tceil(%.1f / %g) = %.0f", value, target, active.GetResult(), value, target, math.Ceil(value/target))
+	return fmt.Sprintf("%.3f\t%g\t%t\t%s", value, target, active.GetResult(), fromOne(value, target))
+}
+
+// fromOne is what the HPA makes of a value and a target of type AverageValue,
+// above 0, where there is one replica, and why. KEDA's HPA has a minimum of 1;
+// going to zero is KEDA's own, where the trigger is not active.
+func fromOne(value, target float64) string {
+	const tolerance = replicas.DefaultTolerance
+	ratio := value / target
+	switch asked := math.Ceil(ratio); {
+	case 1-tolerance <= ratio && ratio <= 1+tolerance:
+		return fmt.Sprintf("1 (%.1f is within %g %% of %g)", value, 100*tolerance, target)
+	case asked < 1:
+		return fmt.Sprintf("1 (the HPA's minimum; ceil(%.1f / %g) = 0)", value, target)
+	default:
+		return fmt.Sprintf("%.0f = ceil(%.1f / %g)", asked, value, target)
+	}
 }
 
 // reason is the beginning of an error, as much as fits beside the names.
