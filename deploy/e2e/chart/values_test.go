@@ -39,6 +39,8 @@ func TestRefuses(t *testing.T) {
 		"profiles.mine.metricType=heat":                   "'/profiles/mine/metricType'",
 		"profiles.mine.window=30s":                        "'/profiles/mine/window': value must be one of '0s', '15s', '1m', '5m'",
 		"profiles.mine.aggregation=median":                "'/profiles/mine/aggregation': 'median' does not match pattern",
+		profileOf("gpu_utilization", "0.8"):               "profiles.mine.targetValue is 0.8, and gpu_utilization is in percent; allowed is above 1 and at most 100, or more with aggregation sum",
+		profileOf("dram_activity", "800"):                 "profiles.mine.targetValue is 800, and dram_activity is in percent",
 		"flags.scaler.tolerance=1":                        "'/flags/scaler/tolerance': exclusiveMaximum: got 1, want 1",
 		"flags.scaler.stale-after=500ms":                  "flags.scaler.stale-after is 500ms; allowed is 1s to 1h",
 		"flags.scaler.stale-after=3s":                     "flags.scaler.peer-interval is 2s; allowed is 100ms to 1500ms: half of flags.scaler.stale-after",
@@ -63,6 +65,28 @@ func TestRefuses(t *testing.T) {
 			require.Error(t, err, out)
 			require.Contains(t, log, told)
 		})
+	}
+}
+
+// profileOf is a profile with a target of a metric.
+func profileOf(metric, target string) string {
+	return "profiles.mine.description=d,profiles.mine.reason=r,profiles.mine.scaleToZero=true,profiles.mine.metricType=" + metric + ",profiles.mine.targetValue=" + target
+}
+
+// TestTargets: the chart takes the targets that the scaler takes, of each metric.
+func TestTargets(t *testing.T) {
+	for _, value := range []string{profileOf("gpu_utilization", "800") + ",profiles.mine.aggregation=sum", profileOf("x_percent", "0.8"), profileOf("nvlink_tx_mbps", "50000")} {
+		out, log, err := run(t, "template", "gpuscaler", folder, "--set="+value, "--show-only=templates/profiles.yaml")
+		require.NoError(t, err, log)
+		require.Contains(t, out, "targetValue:")
+	}
+	text, err := os.ReadFile(filepath.Join(folder, "templates", "_check.tpl"))
+	require.NoError(t, err)
+	found := regexp.MustCompile(`regexMatch "([^"]+)" \$profile.metricType`).FindSubmatch(text)
+	require.NotNil(t, found)
+	percentage := regexp.MustCompile(string(found[1]))
+	for _, m := range snapshot.Metrics {
+		require.Equal(t, m.Percentage(), percentage.MatchString(m.Name), m.Name)
 	}
 }
 
@@ -248,11 +272,20 @@ func TestValues(t *testing.T) {
 	require.Contains(t, pod["volumes"], map[string]any{
 		"name": "pod-resources", "hostPath": map[string]any{"path": "/var/lib/k0s/kubelet/pod-resources", "type": "Directory"},
 	})
-	require.NotContains(t, daemonSet["spec"].(map[string]any)["template"].(map[string]any)["metadata"].(map[string]any)["annotations"],
-		"prometheus.io/scrape", "a PodMonitor scrapes once")
 	require.EqualValues(t, 3, find(t, objects, "Deployment", "gpuscaler-front")["spec"].(map[string]any)["replicas"])
 	monitor := find(t, objects, "PodMonitor", "gpuscaler")["spec"].(map[string]any)
 	require.Equal(t, true, monitor["podMetricsEndpoints"].([]any)[0].(map[string]any)["honorLabels"])
+	same, err := os.ReadFile(filepath.Join(deploy, "prometheus", "podmonitor.yaml"))
+	require.NoError(t, err)
+	shown, err = cluster.Objects(string(same))
+	require.NoError(t, err)
+	require.Equal(t, normal(shown[0].Object["spec"]), normal(monitor), "what is there without Helm")
+	// Annotations would invite a scrape without honor_labels.
+	for _, c := range []string{"prometheus.podMonitor.enabled=true", "prometheus.podMonitor.enabled=false"} {
+		out, log, err := run(t, "template", "gpuscaler", folder, "--set=front.enabled=true,prometheus.namespace=monitoring,"+c)
+		require.NoError(t, err, log)
+		require.NotContains(t, out, "prometheus.io/", c)
+	}
 
 	// The rules are those of deploy/prometheus with the user's own figure.
 	rules := find(t, objects, "PrometheusRule", "gpuscaler")

@@ -34,6 +34,13 @@ their start. The schema has looked at each value alone. */}}
 {{- if $v.peers.enabled }}
 {{- include "gpuscaler.within" (list "flags.scaler.peer-interval" (get $scaler "peer-interval" | default "2s") "100ms" $half ": half of flags.scaler.stale-after") }}
 {{- end }}
+{{- range $name, $profile := $v.profiles }}
+{{- $target := round (float64 $profile.targetValue) 3 }}
+{{- $most := ternary 1e15 100.0 (eq (get $profile "aggregation") "sum") }}
+{{- if and (regexMatch "_(utilization|percent|activity|occupancy)$" $profile.metricType) (not (hasPrefix "x_" $profile.metricType)) (or (le $target 1.0) (gt $target $most)) }}
+{{- fail (printf "profiles.%s.targetValue is %v, and %s is in percent; allowed is above 1 and at most 100, or more with aggregation sum" $name $profile.targetValue $profile.metricType) }}
+{{- end }}
+{{- end }}
 {{- $sidecar := $v.flags.nvmlsidecar }}
 {{- include "gpuscaler.within" (list "flags.nvmlsidecar.interval" (get $sidecar "interval" | default "1s") "100ms" "1m" "") }}
 {{- include "gpuscaler.within" (list "flags.nvmlsidecar.interval" (get $sidecar "interval" | default "1s") "100ms" $half ": half of flags.scaler.stale-after") }}
