@@ -66,6 +66,8 @@ type GPUNodeOptions struct {
 	User string
 	// Labels are further ones of the node.
 	Labels map[string]string
+	// Listen is where the scaler listens for KEDA; "" is a free port of 127.0.0.1.
+	Listen string
 	// Peers are the peer ports of all nodes that hear of each other, PeerListen is
 	// this one's.
 	Peers      []string
@@ -98,6 +100,9 @@ func (c *Cluster) AddGPUNode(ctx context.Context, o GPUNodeOptions) (*GPUNode, e
 		o.GPUs = 8
 	}
 	n := &GPUNode{Name: o.Name, Address: ports[0].String(), HTTP: ports[1].String(), c: c, o: o, dir: c.file("nodes", o.Name)}
+	if o.Listen != "" {
+		n.Address = o.Listen
+	}
 	n.control = fakenvml.NewControl(filepath.Join(n.dir, "control"))
 	if err := os.MkdirAll(n.dir, 0o755); err != nil {
 		return nil, err

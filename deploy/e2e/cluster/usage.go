@@ -28,7 +28,15 @@ type Usage struct {
 	ended  chan struct{}
 
 	mu  sync.Mutex
-	cpu map[client.ObjectKey]float64 // by pod, in cores
+	cpu map[client.ObjectKey][]usage // by pod, oldest first
+	// windows are how long each reading is averaged over, by namespace; absent: 0.
+	windows map[string]time.Duration
+}
+
+// usage is what a pod uses from a time on, in cores.
+type usage struct {
+	at    time.Time
+	cores float64
 }
 
 // usageObjects registers the API; %s are its port and the CA (base64).
@@ -71,7 +79,7 @@ func (c *Cluster) startUsage(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	u := &Usage{c: c, cpu: map[client.ObjectKey]float64{}, ended: make(chan struct{})}
+	u := &Usage{c: c, cpu: map[client.ObjectKey][]usage{}, windows: map[string]time.Duration{}, ended: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /apis/metrics.k8s.io/v1beta1", u.resources)
 	mux.HandleFunc("GET /apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods", u.pods)
@@ -107,13 +115,51 @@ func (u *Usage) Set(namespace string, cores map[string]float64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for key := range u.cpu {
-		if key.Namespace == namespace {
+		if _, known := cores[key.Name]; key.Namespace == namespace && !known {
 			delete(u.cpu, key)
 		}
 	}
+	now := time.Now()
+	begin := now.Add(-u.windows[namespace])
 	for pod, n := range cores {
-		u.cpu[client.ObjectKey{Namespace: namespace, Name: pod}] = n
+		key := client.ObjectKey{Namespace: namespace, Name: pod}
+		all := u.cpu[key]
+		for len(all) > 1 && !all[1].at.After(begin) { // the first one is what holds at begin
+			all = all[1:]
+		}
+		u.cpu[key] = append(all, usage{now, n})
 	}
+}
+
+// Window has the readings of a namespace averaged over so long, as metrics-server does
+// between two of its scrapes.
+func (u *Usage) Window(namespace string, window time.Duration) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.windows[namespace] = window
+}
+
+// mean is what a pod used in the time before now, of as much as is known.
+func mean(all []usage, now time.Time, window time.Duration) float64 {
+	var sum, seconds float64
+	begin := now.Add(-window)
+	for i, one := range all {
+		from, to := one.at, now
+		if i+1 < len(all) {
+			to = all[i+1].at
+		}
+		if from.Before(begin) {
+			from = begin
+		}
+		if to.After(from) {
+			sum += one.cores * to.Sub(from).Seconds()
+			seconds += to.Sub(from).Seconds()
+		}
+	}
+	if seconds == 0 {
+		return all[len(all)-1].cores
+	}
+	return sum / seconds
 }
 
 func (u *Usage) resources(w http.ResponseWriter, _ *http.Request) {
@@ -138,13 +184,15 @@ func (u *Usage) pods(w http.ResponseWriter, r *http.Request) {
 	list := &metricsv1beta1.PodMetricsList{TypeMeta: metav1.TypeMeta{Kind: "PodMetricsList", APIVersion: "metrics.k8s.io/v1beta1"}}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	now, window := metav1.Now(), u.windows[namespace]
 	for _, p := range pods.Items {
-		cores, known := u.cpu[client.ObjectKeyFromObject(&p)]
+		all, known := u.cpu[client.ObjectKeyFromObject(&p)]
 		if !known {
 			continue
 		}
+		cores := mean(all, now.Time, window)
 		list.Items = append(list.Items, metricsv1beta1.PodMetrics{
-			ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: namespace, Labels: p.Labels}, Timestamp: metav1.Now(),
+			ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: namespace, Labels: p.Labels}, Timestamp: now, Window: metav1.Duration{Duration: window},
 			Containers: []metricsv1beta1.ContainerMetrics{{
 				Name: p.Spec.Containers[0].Name, Usage: corev1.ResourceList{corev1.ResourceCPU: *resource.NewMilliQuantity(int64(1000*cores+0.5), resource.DecimalSI)},
 			}},

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	kedav1alpha1 "github.com/kedacore/keda/v2/apis/keda/v1alpha1"
@@ -114,6 +115,18 @@ func (w *Workload) Scale(ctx context.Context, replicas int) error {
 // Apply applies manifests in the workload's namespace.
 func (w *Workload) Apply(ctx context.Context, manifests string) error {
 	return w.c.ApplyIn(ctx, w.Namespace, manifests)
+}
+
+// Remove deletes what manifests have in the workload's namespace, or in none.
+func (w *Workload) Remove(ctx context.Context, manifests string) error {
+	objects, err := Objects(manifests)
+	for _, o := range objects {
+		if o.GetNamespace() == "" {
+			o.SetNamespace(w.Namespace) // without meaning for what has none
+		}
+		err = errors.Join(err, w.c.Client.Delete(ctx, o))
+	}
+	return err
 }
 
 // Replicas is how many are asked for and how many are ready.

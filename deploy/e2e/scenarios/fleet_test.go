@@ -1,6 +1,7 @@
 package scenarios
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os/exec"
@@ -28,36 +29,65 @@ type fleet struct {
 	fronts []*cluster.Front
 	peers  []string // addresses of the nodes' peer ports
 	ports  []string // and their ports
+	flags  []string // of all scalers
+	direct []string // where the first nodes' scalers listen for KEDA, if there is no front
 }
 
 // soonStale: what a node said last is good for three seconds, in every scaler.
 var soonStale = []string{"--stale-after=3s", "--peer-interval=500ms"}
 
+// fleetSetting is what a story on several nodes begins with.
+type fleetSetting struct {
+	name string
+	// nodes is how many there may be, there how many there are at first, replicas how
+	// many the Deployment has, whose pods may be on any node.
+	nodes, there, replicas int
+	// flags are those of all scalers.
+	flags []string
+	// direct: KEDA asks the scalers of the first two nodes, and there is no front.
+	direct bool
+	// within is how long the story may take; 0 is storyTime.
+	within time.Duration
+}
+
 // beginFleet sets the scene: so many nodes, of which the first few are there, and
 // a workload whose pods may be on any.
 func beginFleet(t *testing.T, name string, nodes, there, replicas int) *fleet {
 	t.Helper()
+	return beginFleetOf(t, &fleetSetting{name: name, nodes: nodes, there: there, replicas: replicas, flags: soonStale})
+}
+
+// beginFleetOf is beginFleet with more of a choice.
+func beginFleetOf(t *testing.T, s *fleetSetting) *fleet {
+	t.Helper()
 	t.Parallel()
-	ctx, cancel := context.WithTimeoutCause(t.Context(), storyTime, fmt.Errorf("the story took more than %s", storyTime))
+	within := cmp.Or(s.within, storyTime)
+	ctx, cancel := context.WithTimeoutCause(t.Context(), within, fmt.Errorf("the story took more than %s", within))
 	t.Cleanup(cancel)
-	f := &fleet{story: &story{T: t, ctx: ctx, name: name, on: shared, node: &cluster.GPUNode{}}}
+	name, nodes := s.name, s.nodes
+	f := &fleet{story: &story{T: t, ctx: ctx, name: name, on: shared, node: &cluster.GPUNode{}}, flags: s.flags}
 	ports, err := cluster.FreePorts(nodes + 1)
 	require.NoError(t, err)
+	hosts := []string{"127.0.0.1:" + ports[nodes], "[::1]:" + ports[nodes]}
+	if s.direct {
+		f.direct = hosts
+		hosts = nil
+	}
 	f.ports = ports[:nodes]
 	for _, port := range f.ports {
 		f.peers = append(f.peers, "127.0.0.1:"+port)
 	}
-	for range there {
+	for range s.there {
 		f.addNode()
 	}
-	for i, host := range []string{"127.0.0.1", "[::1]"} {
-		front, err := shared.StartFront(fmt.Sprintf("%s-front-%d", name, i), host+":"+ports[nodes], f.peers, soonStale...)
+	for i, host := range hosts {
+		front, err := shared.StartFront(fmt.Sprintf("%s-front-%d", name, i), host, f.peers, s.flags...)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, front.Scaler.Stop()) })
 		f.fronts = append(f.fronts, front)
 	}
 	f.node.Address = "localhost:" + ports[nodes]
-	f.Workload, err = shared.AddWorkload(ctx, name, "", replicas, func(w *cluster.Workload) { w.Selector = map[string]string{"fleet": name} })
+	f.Workload, err = shared.AddWorkload(ctx, name, "", s.replicas, func(w *cluster.Workload) { w.Selector = map[string]string{"fleet": name} })
 	require.NoError(t, err)
 	t.Cleanup(f.tellFailure)
 	return f
@@ -66,9 +96,12 @@ func beginFleet(t *testing.T, name string, nodes, there, replicas int) *fleet {
 // addNode adds the next of the nodes.
 func (f *fleet) addNode() {
 	f.Helper()
-	i := len(f.fleet)
+	i, listen := len(f.fleet), ""
+	if i < len(f.direct) {
+		listen = f.direct[i]
+	}
 	n, err := shared.AddGPUNode(f.ctx, cluster.GPUNodeOptions{
-		Name: fmt.Sprintf("%s-%d", f.name, i), Fixture: fixture("h100x8-uneven"), Workloads: true, ScalerFlags: soonStale,
+		Name: fmt.Sprintf("%s-%d", f.name, i), Fixture: fixture("h100x8-uneven"), Workloads: true, ScalerFlags: f.flags, Listen: listen,
 		Labels: map[string]string{"fleet": f.name}, Peers: f.peers, PeerListen: f.peers[i],
 	})
 	require.NoError(f, err)
@@ -81,13 +114,20 @@ func values(all ...float64) load {
 	return func(i, _ int) (float64, bool) { return all[min(i, len(all)-1)], true }
 }
 
+// addresses are those of all replicas, fronts first.
+func (f *fleet) addresses() (all []string) {
+	for _, front := range f.fronts {
+		all = append(all, front.Address)
+	}
+	for _, n := range f.fleet {
+		all = append(all, n.Address)
+	}
+	return all
+}
+
 // answers are what each replica says, fronts first.
 func (f *fleet) answers(metadata map[string]string) (all []float64, err error) {
-	addresses := []string{f.fronts[0].Address, f.fronts[1].Address}
-	for _, n := range f.fleet {
-		addresses = append(addresses, n.Address)
-	}
-	for _, address := range addresses {
+	for _, address := range f.addresses() {
 		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			return nil, err

@@ -12,6 +12,7 @@ const outage = 12 * time.Second
 // TestMissingDataNeverScalesDown: three replicas do not become fewer while scaler
 // or sidecar are gone, and the workload scales again when they are back.
 func TestMissingDataNeverScalesDown(t *testing.T) {
+	t.Parallel() // with what follows, too
 	for name, fallback := range map[string]string{
 		"plain": "",
 		// More than there are, as a careful user has it.
@@ -44,7 +45,7 @@ func TestMissingDataNeverScalesDown(t *testing.T) {
 // afterOutage is what the user sees while the data is missing.
 func (s *story) afterOutage(fallback string) {
 	s.Helper()
-	s.eventually("the message names node, GPU and age", s.said("KEDAScalerFailed", "node "+s.name+": GPU 0: nothing heard for"))
+	s.eventually("the message names node, GPU and age", s.said("KEDAScalerFailed", "node "+s.name+": GPU 0 (NVIDIA H200): nothing heard for"))
 	if fallback == "" {
 		s.eventually("still 3 replicas", s.replicas(3))
 		return

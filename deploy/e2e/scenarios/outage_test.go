@@ -22,7 +22,7 @@ func TestAPIServerOutage(t *testing.T) {
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.Stop()) })
-	s := begin(t, setting{name: "outage", fixture: "h100x8-uneven", replicas: 2, node: ofWorkloads(), on: c, alone: true})
+	s := begin(t, setting{name: "outage", fixture: "h100x8-uneven", replicas: 2, node: ofWorkloads(), workload: slow, on: c, alone: true})
 	s.eventually("2 pods have GPUs", s.gpus(2))
 	s.loads(map[*story]float64{s: 90})
 	s.scale(holding+"\nmaxReplicaCount: 8", "targetValue", "75", "window", "0s")
@@ -45,10 +45,10 @@ func TestAPIServerOutage(t *testing.T) {
 			require.Less(t, time.Since(asked), time.Second)
 		}
 	}))
-	// Of readiness nothing is asked: the node was silent, too, and KWOK does not
-	// tell again of pods that Kubernetes has marked for that.
-	s.always("3 replicas", 5*time.Second, s.atLeast(3))
+	// The node was silent, too, and Kubernetes has marked its pods as not ready for that.
+	s.always("3 replicas or more", 5*time.Second, s.atLeast(3))
 	s.eventually("Ready", s.condition("Ready", "True"))
+	s.eventually("its pods are ready again", s.replicas(3))
 	s.loads(map[*story]float64{s: 100})
 	s.eventually("4 replicas", s.atLeast(4))
 }

@@ -30,7 +30,11 @@ func (s *story) rollEverything(right float64) {
 	defer stop()
 	var caller sync.WaitGroup
 	var said answers
-	caller.Go(func() { said = s.askAllTheTime(ctx) })
+	caller.Go(func() {
+		said = askAllTheTime(ctx, &pb.ScaledObjectRef{
+			Namespace: "own", Name: "engine", ScalerMetadata: map[string]string{"targetValue": "100", "window": "0s"},
+		}, serviceAddress)
+	})
 	s.must(shared.Client.Patch(s.ctx, &appsv1.DaemonSet{ObjectMeta: meta("gpuscaler")}, restart))
 	s.must(shared.Client.Patch(s.ctx, &appsv1.Deployment{ObjectMeta: meta("gpuscaler-front")}, restart))
 	s.eventually("everything is replaced, with 2 replicas all the time", func() error {
@@ -64,20 +68,19 @@ func (a answers) String() string {
 	return fmt.Sprintf("values %v, no answer %v", a.values, a.unknown)
 }
 
-// askAllTheTime asks the installation's Service until ctx is done, over a new
-// connection each time, so that it is any front's turn.
-func (s *story) askAllTheTime(ctx context.Context) answers {
+// askAllTheTime asks until ctx is done, over a new connection each time, so that behind
+// a Service it is any replica's turn; of several addresses one after the other.
+func askAllTheTime(ctx context.Context, ref *pb.ScaledObjectRef, addresses ...string) answers {
 	said := answers{values: map[float64]int{}, unknown: map[codes.Code]int{}}
-	for ; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
-		conn, err := grpc.NewClient(serviceAddress, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	for i := 0; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+		conn, err := grpc.NewClient(addresses[i%len(addresses)], grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			said.failed = append(said.failed, err)
 			break
 		}
+		i++
 		call, cancel := context.WithTimeout(ctx, time.Second)
-		r, err := pb.NewExternalScalerClient(conn).GetMetrics(call, &pb.GetMetricsRequest{ScaledObjectRef: &pb.ScaledObjectRef{
-			Namespace: "own", Name: "engine", ScalerMetadata: map[string]string{"targetValue": "100", "window": "0s"},
-		}})
+		r, err := pb.NewExternalScalerClient(conn).GetMetrics(call, &pb.GetMetricsRequest{ScaledObjectRef: ref})
 		cancel()
 		_ = conn.Close()
 		switch code := status.Code(err); {

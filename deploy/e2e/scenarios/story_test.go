@@ -218,7 +218,10 @@ func (s *story) tellFailure() {
 	}
 	ctx := context.Background() // the story's may have ended
 	messages, err := s.Messages(ctx)
-	s.Logf("messages (%v):\n%s", err, strings.Join(messages, "\n"))
+	s.Logf("failed at %s; messages (%v):\n%s", time.Now().UTC().Format("15:04:05.000"), err, strings.Join(messages, "\n"))
+	if h, err := s.HPA(ctx); err == nil {
+		s.Logf("HPA: %+v\n%+v", h.Spec.Metrics, h.Status)
+	}
 	if s.node.Scaler != nil {
 		s.Logf("scaler:\n%s", s.node.Scaler.Tail(20))
 	}

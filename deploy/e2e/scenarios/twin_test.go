@@ -45,7 +45,10 @@ func except(pods int, l load) load {
 
 // give gives a load to the workload's pods, to their GPUs and to their CPUs
 // alike. Those that do not serve yet have nothing to do.
-func (s *story) give(ctx context.Context, l load) {
+func (s *story) give(ctx context.Context, l load) { s.giveLoading(ctx, l, 0) }
+
+// giveLoading is give where a pod that does not serve yet is busy with loading.
+func (s *story) giveLoading(ctx context.Context, l load, loading float64) {
 	pods, err := s.Pods(ctx)
 	if err != nil {
 		return // the next time
@@ -61,7 +64,7 @@ func (s *story) give(ctx context.Context, l load) {
 		lines[n] = []string{"set * gpu_utilization 0"}
 	}
 	for i := range pods {
-		percent, known := 0.0, true
+		percent, known := loading, true
 		if cluster.Serves(&pods[i]) {
 			percent, known = l(at, serving)
 			at++

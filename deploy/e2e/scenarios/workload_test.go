@@ -2,6 +2,7 @@ package scenarios
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,7 +69,7 @@ func TestLoadingOutlastsTheCooldown(t *testing.T) {
 	s.node.Kubelet.Loading(10 * time.Minute)
 	other := s.Named("clients")
 	s.must(other.Deploy(s.ctx, "", 0))
-	s.scaleOn("external", quick, clients, "profile", "vllm-inference", "window", "0s")
+	s.scaleOn("external", quick, clients, "profile", "triton-inference", "window", "0s")
 	s.eventually("Ready", s.condition("Ready", "True"))
 	s.must(other.Scale(s.ctx, 1))
 	s.eventually("1 replica, which loads", s.counts(1, 0))
@@ -86,23 +87,6 @@ func TestStatefulSet(t *testing.T) {
 	s.loads(map[*story]float64{s: 90})
 	s.scale(holding, "targetValue", "75", "window", "0s")
 	s.eventually("3 replicas", s.replicas(3))
-}
-
-// TestSharedGPU: time-sliced between four pods of two workloads; each has its
-// part, and the parts add up to the GPU.
-func TestSharedGPU(t *testing.T) {
-	node := ofWorkloads()
-	node.Shared = 4
-	s := begin(t, setting{name: "shared", fixture: "h200-idle", replicas: 3, node: node})
-	other := s.beside("other", 1)
-	s.eventually("three of the four parts", s.gpus(3))
-	other.eventually("the fourth part", other.gpus(1))
-	s.load("set * gpu_utilization 80")
-	s.scale(holding, "targetValue", "75", "window", "0s", "metricName", "part")
-	other.scale(holding, "targetValue", "75", "window", "0s", "metricName", "part")
-	other.eventually("a quarter of the GPU", other.hpaValue(20))
-	s.eventually("1 replica: 3 x 20 / 75", s.replicas(1))
-	other.eventually("half of the GPU, when two are left", other.hpaValue(40))
 }
 
 // TestMIG: pods with instances of one GPU, each with the instance's own figure.
@@ -151,20 +135,26 @@ func (s *story) counts(wanted, ready int) func() error {
 	}
 }
 
+// shown is the value per replica that the HPA shows.
+func (s *story) shown() (float64, error) {
+	h, err := s.HPA(s.ctx)
+	if err != nil {
+		return 0, err
+	}
+	if len(h.Status.CurrentMetrics) != 1 || h.Status.CurrentMetrics[0].External == nil || h.Status.CurrentMetrics[0].External.Current.AverageValue == nil {
+		return 0, fmt.Errorf("no value: %+v", h.Status)
+	}
+	return h.Status.CurrentMetrics[0].External.Current.AverageValue.AsApproximateFloat64(), nil
+}
+
 // hpaValue checks the value per replica that the HPA shows.
 func (s *story) hpaValue(want float64) func() error {
 	return func() error {
-		h, err := s.HPA(s.ctx)
-		if err != nil {
-			return err
+		got, err := s.shown()
+		if err == nil && got != want {
+			err = fmt.Errorf("the HPA shows %v; want %v", got, want)
 		}
-		if len(h.Status.CurrentMetrics) != 1 || h.Status.CurrentMetrics[0].External == nil || h.Status.CurrentMetrics[0].External.Current.AverageValue == nil {
-			return fmt.Errorf("no value: %+v", h.Status)
-		}
-		if got := h.Status.CurrentMetrics[0].External.Current.AverageValue.AsApproximateFloat64(); got != want {
-			return fmt.Errorf("the HPA shows %v; want %v", got, want)
-		}
-		return nil
+		return err
 	}
 }
 
@@ -198,15 +188,16 @@ func (s *story) gpus(n int) func() error {
 }
 
 // loads sets the GPU utilization of what the workloads' pods have now; all else
-// is idle.
-func (s *story) loads(percent map[*story]float64) {
+// is idle. More are further lines for the driver.
+func (s *story) loads(percent map[*story]float64, more ...string) {
 	s.Helper()
-	lines := []string{"set * gpu_utilization 0"}
+	lines := append([]string{"set * gpu_utilization 0"}, more...)
 	for of, p := range percent {
 		ids, err := of.Devices(s.ctx, s.node)
 		require.NoError(s, err)
 		for _, id := range ids {
-			lines = append(lines, fmt.Sprintf("set %s gpu_utilization %g", id, p))
+			device, _, _ := strings.Cut(id, "::") // which may be shared
+			lines = append(lines, fmt.Sprintf("set %s gpu_utilization %g", device, p))
 		}
 	}
 	s.load(lines...)
