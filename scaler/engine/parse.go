@@ -1,0 +1,152 @@
+package engine
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"mime"
+	"net/http"
+	"slices"
+	"strings"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"gpuscaler/scaler/terms"
+)
+
+// Families are the metrics of one answer, by name. Read-only.
+type Families map[string]*dto.MetricFamily
+
+// Parse reads an answer in Prometheus' text or protobuf format; contentType is that of
+// its HTTP header. The error says what it is instead.
+func Parse(body []byte, contentType string) (Families, error) {
+	media, _, err := mime.ParseMediaType(contentType)
+	if err != nil {
+		media = ""
+	}
+	switch text := strings.ToLower(string(bytes.TrimSpace(body[:min(len(body), 512)]))); {
+	case len(body) == 0:
+		return nil, errors.New("the answer is empty")
+	case strings.HasPrefix(text, "<"), media == "text/html":
+		return nil, errors.New("the answer is an HTML page and no metrics")
+	case strings.HasPrefix(text, "{"), strings.HasPrefix(text, "["), media == "application/json":
+		return nil, errors.New("the answer is JSON and no metrics in Prometheus' format")
+	}
+	all := Families{}
+	if expfmt.ResponseFormat(http.Header{"Content-Type": {contentType}}).FormatType() == expfmt.TypeProtoDelim {
+		err = all.protobuf(body)
+	} else {
+		err = all.text(body)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return all, all.bounded()
+}
+
+func (f Families) protobuf(body []byte) error {
+	// The decoder allocates whatever length a message claims, which ends the process.
+	if err := boundedProtobuf(body); err != nil {
+		return err
+	}
+	decoder := expfmt.NewDecoder(bytes.NewReader(body), expfmt.NewFormat(expfmt.TypeProtoDelim))
+	for {
+		family := &dto.MetricFamily{}
+		err := decoder.Decode(family)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("the answer is no protobuf of Prometheus': %s", terms.Quote(err.Error()))
+		}
+		f[family.GetName()] = family
+	}
+}
+
+func (f Families) text(body []byte) error {
+	if err := boundedText(body); err != nil {
+		return err
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(lineEnded(body)))
+	if err != nil {
+		return fmt.Errorf("the answer is not in Prometheus' text format: %s", terms.Quote(err.Error()))
+	}
+	maps.Copy(f, families)
+	return nil
+}
+
+// lineEnded is text whose last line is ended, as OpenMetrics' "# EOF" need not be.
+func lineEnded(body []byte) []byte {
+	if body[len(body)-1] == '\n' {
+		return body
+	}
+	return append(slices.Clip(body), '\n')
+}
+
+// Count adds up the series of a metric that have all these labels: a gauge's, a
+// counter's, or an untyped one's. Names are compared whole. A metric that is declared and
+// has no series counts 0: a counter with labels has none before its first use. The error
+// says which metrics there are instead.
+func (f Families) Count(metric string, labels map[string]string) (total float64, err error) {
+	family := f[metric]
+	if family == nil {
+		return 0, fmt.Errorf("the answer has no metric %s; %s", terms.Quote(metric), f.have(metric))
+	}
+	for _, m := range family.GetMetric() {
+		if !has(m, labels) {
+			continue
+		}
+		v, ok := number(family, m)
+		if !ok {
+			return 0, fmt.Errorf("%s is a %s; allowed is a gauge or a counter", terms.Quote(metric), strings.ToLower(family.GetType().String()))
+		}
+		if !sensible(v) {
+			return 0, fmt.Errorf("%s stands at %v; allowed is a number from 0 to %g", terms.Quote(metric), v, maxValue)
+		}
+		total += v
+	}
+	return total, nil
+}
+
+// sensible says whether something can be counted as this.
+func sensible(v float64) bool { return v >= 0 && v <= maxValue } // NaN is neither
+
+// have says which metrics there are: the one that was probably meant, else the first.
+func (f Families) have(like string) string {
+	names := slices.Sorted(maps.Keys(f))
+	if len(names) == 0 {
+		return "it has none"
+	}
+	if like != "" {
+		return terms.UnknownWord(like, names).Error()
+	}
+	return "it has " + terms.List(names)
+}
+
+func has(m *dto.Metric, labels map[string]string) bool {
+	for name, value := range labels {
+		if !slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetName() == name && l.GetValue() == value }) {
+			return false
+		}
+	}
+	return true
+}
+
+// number is the value of a gauge, a counter or an untyped series.
+func number(family *dto.MetricFamily, m *dto.Metric) (float64, bool) {
+	switch family.GetType() {
+	case dto.MetricType_GAUGE:
+		return m.GetGauge().GetValue(), true
+	case dto.MetricType_COUNTER:
+		return m.GetCounter().GetValue(), true
+	case dto.MetricType_UNTYPED:
+		return m.GetUntyped().GetValue(), true
+	case dto.MetricType_SUMMARY, dto.MetricType_HISTOGRAM, dto.MetricType_GAUGE_HISTOGRAM:
+	}
+	return 0, false
+}
