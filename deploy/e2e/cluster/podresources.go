@@ -193,6 +193,14 @@ func (w *Workload) Pods(ctx context.Context) ([]corev1.Pod, error) {
 	return pods.Items, nil
 }
 
+// Keep has a ReplicaSet delete the pod after all others.
+// (https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/#pod-deletion-cost)
+func (w *Workload) Keep(ctx context.Context, pod *corev1.Pod) error {
+	before := pod.DeepCopy()
+	metav1.SetMetaDataAnnotation(&pod.ObjectMeta, corev1.PodDeletionCost, "1000")
+	return w.c.Client.Patch(ctx, pod, client.MergeFrom(before))
+}
+
 // Serves says that a pod is ready and not about to end.
 func Serves(pod *corev1.Pod) bool { return pod.DeletionTimestamp == nil && isReady(pod) }
 

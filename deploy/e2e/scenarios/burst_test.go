@@ -11,7 +11,7 @@ import (
 
 // evenly is a demand of so many GPUs' worth, spread evenly.
 func evenly(demand float64) load {
-	return func(_, n int) (float64, bool) { return min(100, 100*demand/float64(n)), true }
+	return func(_, n int) float64 { return min(100, 100*demand/float64(n)) }
 }
 
 // TestBurst: demand for 8 replicas comes at once, and each new pod is at 100 % while it

@@ -111,7 +111,7 @@ func (f *fleet) addNode() {
 
 // values gives the pods one value each, oldest first, and those beyond the last.
 func values(all ...float64) load {
-	return func(i, _ int) (float64, bool) { return all[min(i, len(all)-1)], true }
+	return func(i, _ int) float64 { return all[min(i, len(all)-1)] }
 }
 
 // addresses are those of all replicas, fronts first.

@@ -26,6 +26,8 @@ type story struct {
 	node *cluster.GPUNode
 	// fleet are all nodes, where there are several.
 	fleet []*cluster.GPUNode
+	// hidden are pods of which nothing can be read, by name.
+	hidden map[string]bool
 	*cluster.Workload
 }
 
