@@ -37,15 +37,24 @@ func Parse(body []byte, contentType string) (Families, error) {
 		return nil, errors.New("the answer is JSON and no metrics in Prometheus' format")
 	}
 	all := Families{}
-	if expfmt.ResponseFormat(http.Header{"Content-Type": {contentType}}).FormatType() == expfmt.TypeProtoDelim {
-		err = all.protobuf(body)
-	} else {
-		err = all.text(body)
-	}
-	if err != nil {
+	if err := all.decode(body, contentType); err != nil {
 		return nil, err
 	}
 	return all, all.bounded()
+}
+
+// decode has expfmt read an answer. It panics on some (v0.71 on "# TYPE a gauge\n{} 1"),
+// and what a pod answers must not end the scaler.
+func (f Families) decode(body []byte, contentType string) (err error) {
+	defer func() {
+		if problem := recover(); problem != nil {
+			err = fmt.Errorf("the answer is not in Prometheus' format: its decoder fails: %s", terms.Quote(fmt.Sprint(problem)))
+		}
+	}()
+	if expfmt.ResponseFormat(http.Header{"Content-Type": {contentType}}).FormatType() == expfmt.TypeProtoDelim {
+		return f.protobuf(body)
+	}
+	return f.text(body)
 }
 
 func (f Families) protobuf(body []byte) error {

@@ -11,6 +11,8 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"gpuscaler/scaler/terms"
 )
 
 const recordings = "../../testdata/engines"
@@ -193,6 +195,12 @@ func TestCount(t *testing.T) {
 	}
 }
 
+// TestDecoderPanics: an answer on which the decoder panics is one that cannot be read.
+func TestDecoderPanics(t *testing.T) {
+	_, err := Parse([]byte("# TYPE a gauge\n{} 1\n"), text)
+	require.ErrorContains(t, err, "its decoder fails")
+}
+
 // FuzzParse: no answer makes it panic, and what it says is finite.
 func FuzzParse(f *testing.F) {
 	files, err := filepath.Glob(recordings + "/*.txt")
@@ -202,6 +210,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add([]byte("\x03\x0a\x01a"), string(expfmt.NewFormat(expfmt.TypeProtoDelim)))
 	f.Add([]byte("\xff\xff\xff\xff\xff\xff\x3f\x0a"), string(expfmt.NewFormat(expfmt.TypeProtoDelim)))
+	f.Add([]byte("# TYPE a gauge\n{} 1\n"), text)
 	f.Fuzz(func(t *testing.T, body []byte, contentType string) {
 		families, err := Parse(body, contentType)
 		if err != nil {
@@ -222,3 +231,6 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestNames: the metadata allows exactly the engines that have a table.
+func TestNames(t *testing.T) { assert.Equal(t, terms.Engines, Names()) }
