@@ -41,6 +41,7 @@ type target struct {
 	client *scrape.Client
 	pod    atomic.Pointer[fleet.Pod]
 	start  time.Time
+	wanted time.Time // when it was last; of Reader.follow alone
 
 	mu        sync.Mutex
 	quantiles []float64

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -14,6 +15,11 @@ type EngineKey struct {
 	Engine string
 	Port   int
 	Path   string
+}
+
+// Compare orders keys.
+func (k EngineKey) Compare(other EngineKey) int {
+	return cmp.Or(cmp.Compare(k.UID, other.UID), cmp.Compare(k.Engine, other.Engine), cmp.Compare(k.Port, other.Port), cmp.Compare(k.Path, other.Path))
 }
 
 // Engine is what is known of the inference engine in a pod. Read-only.
