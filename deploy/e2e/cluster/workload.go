@@ -106,6 +106,15 @@ func (w *Workload) Deploy(ctx context.Context, node string, replicas int) error 
 	return w.Apply(ctx, fmt.Sprintf(manifest, w.Name, selector, replicas, w.Kind, annotations, resources, more))
 }
 
+// Retire has nothing scale the workload any more. What is left of a story would go on
+// being asked for every second, by KEDA and the HPA, until the cluster ends.
+func (w *Workload) Retire(ctx context.Context) error {
+	return errors.Join(
+		w.c.Client.DeleteAllOf(ctx, &kedav1alpha1.ScaledObject{}, client.InNamespace(w.Namespace)),
+		w.c.Client.DeleteAllOf(ctx, &autoscalingv2.HorizontalPodAutoscaler{}, client.InNamespace(w.Namespace)),
+	)
+}
+
 // Scale sets the replicas, as "kubectl scale" does.
 func (w *Workload) Scale(ctx context.Context, replicas int) error {
 	scale := &autoscalingv1.Scale{Spec: autoscalingv1.ScaleSpec{Replicas: int32(replicas)}}

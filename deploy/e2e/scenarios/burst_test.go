@@ -41,7 +41,7 @@ func TestBurst(t *testing.T) {
 		require.Less(t, time.Since(began), 4*time.Minute, "it does not settle at 8 ready replicas; by GPU and by CPU %v, ready %v", counts, ready)
 		if !scaled && time.Since(began) > window+2*time.Second { // all windows are full of the burst
 			gpu.scale(holding+fmt.Sprintf("\nmaxReplicaCount: %d", most), "targetValue", fmt.Sprint(target), "window", window.String())
-			cpu.scaleOnCPU(target, most)
+			cpu.scaleOnCPU(target, most, downscale)
 			scaled, changed = true, time.Now()
 		}
 		for i, s := range both {

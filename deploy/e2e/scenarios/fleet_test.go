@@ -89,6 +89,7 @@ func beginFleetOf(t *testing.T, s *fleetSetting) *fleet {
 	f.node.Address = "localhost:" + ports[nodes]
 	f.Workload, err = shared.AddWorkload(ctx, name, "", s.replicas, func(w *cluster.Workload) { w.Selector = map[string]string{"fleet": name} })
 	require.NoError(t, err)
+	t.Cleanup(f.retire)
 	t.Cleanup(f.tellFailure)
 	return f
 }

@@ -70,6 +70,7 @@ func (s *story) example(profile string) *story {
 	if kind := o.Spec.ScaleTargetRef.Kind; kind != "" {
 		e.Kind = kind
 	}
+	s.Cleanup(e.retire)
 	require.NoError(s, e.Deploy(s.ctx, s.node.Name, 1))
 	require.NoError(s, e.Apply(s.ctx, address.ReplaceAllString(string(text), "scalerAddress: "+s.node.Address)))
 	return &e

@@ -38,7 +38,7 @@ func TestSine(t *testing.T) {
 		"max": func(s *story) {
 			s.scaleOn("external\n    metricType: Value", everySecond, "", append(metadata, "scope", "node", "aggregation", "max")...)
 		},
-		"cpu": func(s *story) { s.scaleOnCPU(60, 20) },
+		"cpu": func(s *story) { s.scaleOnCPU(60, 20, downscale) },
 	} {
 		runs[name] = &sine{}
 		t.Run(name, func(t *testing.T) {

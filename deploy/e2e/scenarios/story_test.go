@@ -83,6 +83,7 @@ func begin(t *testing.T, s setting) *story {
 	w, err := s.on.AddWorkload(ctx, s.name, s.name, s.replicas, options...)
 	require.NoError(t, err)
 	st := &story{T: t, ctx: ctx, name: s.name, on: s.on, node: node, Workload: w}
+	t.Cleanup(st.retire)
 	t.Cleanup(st.tellFailure)
 	return st
 }
@@ -211,6 +212,15 @@ func (s *story) said(words ...string) func() error {
 
 func containsAll(text string, words []string) bool {
 	return !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(text, w) })
+}
+
+// retire ends the story's load on the cluster.
+func (s *story) retire() {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second) // the story's may have ended
+	defer cancel()
+	if err := s.Retire(ctx); err != nil {
+		s.Logf("its ScaledObjects stay: %v", err)
+	}
 }
 
 // tellFailure shows what a person would look at first.

@@ -105,8 +105,8 @@ func (s *story) giveLoading(ctx context.Context, l load, loading float64) {
 }
 
 // scaleOnCPU gives the workload the HPA that Kubernetes' users have: so much of a
-// core for each pod.
-func (s *story) scaleOnCPU(percent, most int) {
+// core for each pod. It waits for so long before it goes down.
+func (s *story) scaleOnCPU(percent, most int, stabilization time.Duration) {
 	s.Helper()
 	s.must(s.Apply(s.ctx, fmt.Sprintf(`
 apiVersion: autoscaling/v2
@@ -118,7 +118,7 @@ spec:
   maxReplicas: %[4]d
   metrics: [{type: Resource, resource: {name: cpu, target: {type: AverageValue, averageValue: %[3]dm}}}]
   behavior: {scaleDown: {stabilizationWindowSeconds: %[5]d}}
-`, s.name, s.Kind, 10*percent, most, int(stabilized.Seconds()))))
+`, s.name, s.Kind, 10*percent, most, int(stabilization.Seconds()))))
 }
 
 // TestAsCPU: what scales on its GPUs has as many replicas as what scales on its
@@ -153,7 +153,7 @@ func TestAsCPU(t *testing.T) {
 		p.play(t, both, func() {
 			if i == 0 {
 				gpu.scale(holding+fmt.Sprintf("\nmaxReplicaCount: %d\nadvanced: {horizontalPodAutoscalerConfig: {behavior: {scaleDown: {stabilizationWindowSeconds: %d}}}}", most, int(stabilized.Seconds())), "targetValue", fmt.Sprint(target), "window", "0s")
-				cpu.scaleOnCPU(target, most)
+				cpu.scaleOnCPU(target, most, stabilized)
 			}
 		})
 	}
@@ -168,7 +168,9 @@ type phase struct {
 }
 
 const (
-	// stabilized is how long the HPA waits before it goes down. When a pod is deleted its
+	// downscale is how long the HPA waits before it goes down in this cluster, where it is not said.
+	downscale = 3 * time.Second
+	// stabilized is how long both HPAs of TestAsCPU wait before they go down. When a pod is deleted its
 	// load is gone until the others get it, seconds later where the machine is busy;
 	// after the cluster's own 3 s that was taken for less load, twice on a busy machine.
 	stabilized = 10 * time.Second

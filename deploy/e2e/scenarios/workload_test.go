@@ -166,6 +166,7 @@ func (s *story) beside(name string, replicas int) *story {
 	var err error
 	b.Workload, err = s.on.AddWorkload(s.ctx, b.name, s.node.Name, replicas)
 	require.NoError(s, err)
+	s.Cleanup(b.retire)
 	return &b
 }
 
