@@ -1,6 +1,8 @@
 package engines
 
 import (
+	"fmt"
+	"net/http"
 	"testing"
 	"time"
 
@@ -42,4 +44,32 @@ func TestWays(t *testing.T) {
 	a.set(all...)
 	time.Sleep(3 * interval)
 	assert.Len(t, node.Node().Engines(), mostWays)
+}
+
+// TestHangingNeighbours: pods that take a connection and say nothing do not keep those of
+// other namespaces from being read every second.
+func TestHangingNeighbours(t *testing.T) {
+	hang := make(chan struct{})
+	a := &asks{}
+	var all []demand.Ask
+	var pods []*pod
+	for i := range 40 {
+		p := newPod(t, fmt.Sprint("hanging-", i), func(_ http.ResponseWriter, r *http.Request) {
+			select {
+			case <-hang:
+			case <-r.Context().Done():
+			}
+		})
+		p.WasReady = false // it is asked again at full pace
+		pods, all = append(pods, p), append(all, p.ask())
+	}
+	defer close(hang)
+	good := newPod(t, "good", page(recording(t, "vllm-0.11.txt")))
+	good.Namespace = "other"
+	node := read(t, a, append(pods, good)...)
+	a.set(append(all, good.ask())...)
+	becomes(t, node, good.ask().EngineKey, func(e *fleet.Engine) bool { return e != nil && !e.Heard.IsZero() })
+	before := good.requests.Load()
+	time.Sleep(6 * interval)
+	assert.GreaterOrEqual(t, good.requests.Load()-before, int64(3), "of some 6 in 6 s")
 }

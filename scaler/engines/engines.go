@@ -14,13 +14,12 @@ import (
 
 	"gpuscaler/scaler/demand"
 	"gpuscaler/scaler/fleet"
+	"gpuscaler/scaler/scrape"
 )
 
 const (
 	// interval is how often an engine is read.
 	interval = time.Second
-	// atOnce is how many are read at the same time.
-	atOnce = 4
 	// linger is for how long an engine is read after nobody wants it any more: a peer that
 	// asks again after its stream has ended finds the windows filled.
 	linger = 10 * time.Second
@@ -45,7 +44,8 @@ type Reader struct {
 	node  Node
 	asks  Asks
 	log   *slog.Logger
-	slots chan struct{}
+	slots *slots
+	large scrape.Large
 	// linger is how long: see linger.
 	linger time.Duration
 	// parsing has one answer parsed at a time: decoded, a hostile one takes some MiB.
@@ -58,7 +58,7 @@ type Reader struct {
 
 // New makes a reader. It connects to nobody before somebody asks.
 func New(node Node, asks Asks, log *slog.Logger) *Reader {
-	return &Reader{node: node, asks: asks, log: log, slots: make(chan struct{}, atOnce), linger: linger, known: map[fleet.EngineKey]*fleet.Engine{}}
+	return &Reader{node: node, asks: asks, log: log, slots: newSlots(), large: scrape.NewLarge(), linger: linger, known: map[fleet.EngineKey]*fleet.Engine{}}
 }
 
 // Run reads until ctx is done.

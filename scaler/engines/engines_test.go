@@ -244,8 +244,8 @@ func TestHostileAnswers(t *testing.T) {
 	node := read(t, a, pods...)
 	for name, c := range cases {
 		key := fleet.EngineKey{UID: name, Path: "/metrics"}
-		e := becomes(t, node, key, func(e *fleet.Engine) bool { return e != nil && e.Error != "" })
-		assert.Contains(t, e.Error, c.want, name)
+		// On a slow machine the first answers may take more than the 2 s that they have.
+		e := becomes(t, node, key, func(e *fleet.Engine) bool { return e != nil && strings.Contains(e.Error, c.want) })
 		assert.Zero(t, e.Readings.Len(), name)
 		assert.True(t, e.Heard.IsZero(), name)
 	}
@@ -254,7 +254,7 @@ func TestHostileAnswers(t *testing.T) {
 	e = becomes(t, node, portless.ask().EngineKey, func(e *fleet.Engine) bool { return e != nil })
 	assert.Equal(t, "its containers declare no port; set enginePort", e.Error)
 
-	began := node.Node().Engine(good.ask().EngineKey).Heard
+	began := becomes(t, node, good.ask().EngineKey, func(e *fleet.Engine) bool { return e != nil && !e.Heard.IsZero() }).Heard
 	becomes(t, node, good.ask().EngineKey, func(e *fleet.Engine) bool { return e.Heard.After(began.Add(2 * interval)) })
 	assert.Zero(t, victim.requests.Load(), "a redirect is followed")
 }
