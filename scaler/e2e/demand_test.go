@@ -25,7 +25,7 @@ type inference struct {
 
 func newInference(t *testing.T, waiting int64) *inference {
 	t.Helper()
-	e := &inference{}
+	e, began := &inference{}, time.Now()
 	e.waiting.Store(waiting)
 	e.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/metrics" {
@@ -33,6 +33,9 @@ func newInference(t *testing.T, waiting int64) *inference {
 			return
 		}
 		_, _ = fmt.Fprintf(w, "# TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting %d\nvllm:num_requests_running 1\n", e.waiting.Load())
+		for name, perSecond := range map[string]float64{"prompt_tokens": 1000, "generation_tokens": 100, "request_success": 1} {
+			_, _ = fmt.Fprintf(w, "# TYPE vllm:%s_total counter\nvllm:%[1]s_total %v\n", name, perSecond*time.Since(began).Seconds())
+		}
 	}))
 	e.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
@@ -138,7 +141,7 @@ func TestEnginesOfOtherNodes(t *testing.T) {
 	t.Logf("3 and 15 after %s", front.eventually(10*time.Second, is(18)))
 	_, err := front.value(map[string]string{"metricType": "engine_kv_cache_percent"})
 	assert.Equal(t, codes.FailedPrecondition, status.Code(err), "%v", err)
-	assert.ErrorContains(t, err, "they have engine_waiting, engine_running")
+	assert.ErrorContains(t, err, "they have engine_waiting, engine_running, engine_prompt_token_rate, engine_token_rate, engine_request_rate")
 	for _, n := range p.clients[:2] {
 		n.eventually(20*time.Second, func() error {
 			v, err := n.value(metadata)
