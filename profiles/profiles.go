@@ -201,9 +201,9 @@ func nonEmpty(text string) error {
 }
 
 func setMetric(p *Profile, text string) error {
-	m, ok := terms.LookupMetric(text)
+	m, ok := snapshot.Lookup(text)
 	if !ok {
-		return terms.UnknownMetric(text)
+		return fmt.Errorf("%w and x_<name>", terms.UnknownWord(text, snapshot.MetricNames()))
 	}
 	p.Metric = m
 	return nil

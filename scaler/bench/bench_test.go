@@ -37,8 +37,7 @@ type chain struct {
 	address, http   string
 }
 
-// startChain starts them, the scaler with further flags.
-func startChain(b *testing.B, flags ...string) *chain {
+func startChain(b *testing.B) *chain {
 	b.Helper()
 	dir := b.TempDir()
 	must := func(err error) {
@@ -68,8 +67,8 @@ func startChain(b *testing.B, flags ...string) *chain {
 	c := &chain{
 		address: addresses[0], http: addresses[1],
 		control: fakenvml.NewControl(dir + "/control"),
-		scaler: exec.Command(dir+"/scaler", append([]string{"serve", "--nvml-socket", dir + "/s", "--listen", addresses[0], "--http", addresses[1],
-			"--log-level", "error"}, flags...)...),
+		scaler: exec.Command(dir+"/scaler", "serve", "--nvml-socket", dir+"/s", "--listen", addresses[0], "--http", addresses[1],
+			"--log-level", "error"),
 		sidecar: exec.Command(dir+"/nvmlsidecar", "--socket", dir+"/s", "--nvml-library", library, "--log-level", "error"),
 	}
 	c.sidecar.Env = append(os.Environ(), "FAKENVML_FIXTURE="+fixture, "FAKENVML_CONTROL="+c.control.Path())

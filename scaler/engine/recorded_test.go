@@ -11,8 +11,6 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"gpuscaler/scaler/terms"
 )
 
 const recordings = "../../testdata/engines"
@@ -231,6 +229,3 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
-
-// TestNames: the metadata allows exactly the engines that have a table.
-func TestNames(t *testing.T) { assert.Equal(t, terms.Engines, Names()) }

@@ -41,7 +41,6 @@ type target struct {
 	client *scrape.Client
 	pod    atomic.Pointer[fleet.Pod]
 	start  time.Time
-	wanted time.Time // when it was last; of Reader.follow alone
 
 	mu        sync.Mutex
 	quantiles []float64
@@ -54,7 +53,7 @@ type target struct {
 }
 
 func newTarget(r *Reader, key fleet.EngineKey, stop context.CancelFunc) *target {
-	return &target{r: r, key: key, stop: stop, client: scrape.NewClient(timeout, r.large), start: time.Now()}
+	return &target{r: r, key: key, stop: stop, client: scrape.NewClient(timeout), start: time.Now()}
 }
 
 func (t *target) want(quantiles []float64) {
@@ -74,13 +73,14 @@ func (t *target) run(ctx context.Context) {
 			return
 		case <-time.After(wait):
 		}
-		free, ok := t.r.slots.take(ctx, t.pod.Load().Namespace)
-		if !ok {
+		select {
+		case <-ctx.Done():
 			return
+		case t.r.slots <- struct{}{}:
 		}
 		began := time.Now()
 		x, err := t.read(ctx)
-		free()
+		<-t.r.slots
 		if ctx.Err() != nil {
 			return
 		}
@@ -242,13 +242,9 @@ func (t *target) took(x *engine.Sample, err error, now time.Time) {
 	t.mu.Unlock()
 	t.public = fleet.Engine{
 		Name: x.Engine, Address: t.at, Heard: now, Metrics: x.Metrics(), From: x.From,
-		Readings: fleet.NewReadings(t.series.Means(from, quantiles)), Totals: totals(t.series.Totals()),
+		Readings: fleet.NewReadings(t.series.Means(from, quantiles)),
 	}
 	if before.Heard.IsZero() || before.Error != "" || before.Name != x.Engine || before.Address != t.at {
 		t.r.log.Info("engine is read", "namespace", p.Namespace, "pod", p.Name, "engine", x.Engine, "address", t.at, "metrics", strings.Join(x.From, " "))
 	}
-}
-
-func totals(of engine.Totals) fleet.EngineTotals {
-	return fleet.EngineTotals{fleet.PromptTokens: of.PromptTokens, fleet.GenerationTokens: of.GenerationTokens, fleet.Requests: of.Requests}
 }

@@ -22,6 +22,9 @@ var kedaKeys = map[string]bool{
 	"caCert": true, "tlsClientCert": true, "tlsClientKey": true,
 }
 
+// engineKeys are known from the published reference scaler.
+var engineKeys = map[string]bool{"vllmEndpoint": true, "tritonEndpoint": true}
+
 // given is one key of the metadata, as it was written.
 type given struct {
 	key, value string // key is "" when the key is absent
@@ -54,9 +57,6 @@ func Parse(metadata map[string]string, set *profiles.Set) (Trigger, error) {
 		}
 	}
 	if err := contradiction(&found, &t); err != nil {
-		return Trigger{}, err
-	}
-	if err := engineContradiction(&found, &t); err != nil {
 		return Trigger{}, err
 	}
 	if err := misfit(&found, &t, set); err != nil {
@@ -98,7 +98,11 @@ func collect(metadata map[string]string, found *[len(table)]given) error {
 	if env {
 		suffix = fromEnv
 	}
-	return &Error{Key: unknown.key, Value: unknown.value, Reason: terms.UnknownKey(name, suffix, keyNames()).Error()}
+	reason := terms.UnknownKey(name, suffix, keyNames()).Error()
+	if engineKeys[name] {
+		reason = noEngines()
+	}
+	return &Error{Key: unknown.key, Value: unknown.value, Reason: reason}
 }
 
 // start lets a trigger begin from its profile.
@@ -127,11 +131,6 @@ var contradictions = func() (pairs [][2]int) {
 		{keyTargetGPU, keyTarget},
 		{keyTargetMem, keyMetricType},
 		{keyTargetMem, keyTarget},
-		{keyEnginePort, keyVLLMEndpoint},
-		{keyEnginePort, keyTritonEndpoint},
-		{keyEnginePath, keyVLLMEndpoint},
-		{keyEnginePath, keyTritonEndpoint},
-		{keyTritonEndpoint, keyVLLMEndpoint},
 	} {
 		pairs = append(pairs, [2]int{position[pair[0]], position[pair[1]]})
 	}
