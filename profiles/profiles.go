@@ -201,9 +201,9 @@ func nonEmpty(text string) error {
 }
 
 func setMetric(p *Profile, text string) error {
-	m, ok := snapshot.Lookup(text)
+	m, ok := terms.LookupMetric(text)
 	if !ok {
-		return fmt.Errorf("%w and x_<name>", terms.UnknownWord(text, snapshot.MetricNames()))
+		return terms.UnknownMetric(text)
 	}
 	p.Metric = m
 	return nil

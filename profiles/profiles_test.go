@@ -28,6 +28,13 @@ func TestBuiltin(t *testing.T) {
 		"tgi-inference":        {"memory_used_percent", 75, 5, true},
 		"distributed-training": {"nvlink_tx_mbps", 50000, 5000, false},
 		"llm-saturation":       {"tensor_activity", 40, 1, true},
+		"llm":                  {"engine_saturation", 80, 0, true},
+		"llm-latency":          {"engine_ttft_ms", 1000, 0, true},
+		"llm-prefill":          {"engine_waiting", 2, 0, false},
+		"llm-decode":           {"engine_kv_cache_percent", 70, 0, true},
+		"vllm-queue-depth":     {"engine_waiting", 5, 1, true},
+		"triton-queue-wait":    {"engine_queue_wait_ms", 50, 5, true},
+		"triton-request-rate":  {"engine_request_rate", 50, 1, true},
 	}
 	got := map[string]numbers{}
 	for _, name := range Builtin().Names() {
@@ -36,7 +43,11 @@ func TestBuiltin(t *testing.T) {
 		got[name] = numbers{p.Metric.Name, p.Target, p.Activation, p.ScaleToZero}
 		assert.Equal(t, name, p.Name)
 		assert.Equal(t, terms.Max, p.Aggregation)
-		assert.Equal(t, 15*time.Second, p.Window)
+		span := 15 * time.Second
+		if name == "llm-latency" {
+			span = time.Minute
+		}
+		assert.Equal(t, span, p.Window)
 		assert.NotEmpty(t, p.Description)
 		assert.Greater(t, len(p.Reason), 50)
 		assert.NotContains(t, p.Reason, "\n")
@@ -105,7 +116,11 @@ func TestReasons(t *testing.T) {
 
 func TestParseBad(t *testing.T) {
 	const keys = "name, description, reason, metricType, targetValue, activationThreshold, scaleToZero, aggregation, window"
-	metrics := strings.Join(snapshot.MetricNames(), ", ") + " and x_<name>"
+	names := snapshot.MetricNames()
+	for _, m := range terms.EngineMetrics {
+		names = append(names, m.Name)
+	}
+	metrics := strings.Join(names, ", ") + " and x_<name>"
 	with := func(key, value string) []byte { return text("ours", map[string]string{key: value}) }
 	for _, c := range []struct {
 		data []byte

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"k8s.io/client-go/rest"
 
+	"gpuscaler/scaler/demand"
 	"gpuscaler/scaler/endpointslices"
 	"gpuscaler/scaler/externalscaler"
 	"gpuscaler/scaler/fleet"
@@ -59,7 +60,7 @@ func (c *serveCommand) checkPeers() error {
 
 // usePeers adds what tells peers of this node and hears of theirs, if there are
 // any: the mesh is nil without.
-func (c *serveCommand) usePeers(api *rest.Config, nodes *fleet.Fleet, workloads *workload.Resolver, service *externalscaler.Service, log *slog.Logger) (*peer.Mesh, []func(context.Context) error, error) {
+func (c *serveCommand) usePeers(api *rest.Config, nodes *fleet.Fleet, workloads *workload.Resolver, board *demand.Board, service *externalscaler.Service, log *slog.Logger) (*peer.Mesh, []func(context.Context) error, error) {
 	if c.Peers == "" {
 		return nil, nil, nil
 	}
@@ -86,6 +87,11 @@ func (c *serveCommand) usePeers(api *rest.Config, nodes *fleet.Fleet, workloads 
 	if workloads != nil {
 		o.Listener = workloads
 	}
+	var asks peer.Board // not a nil *demand.Board
+	if board != nil {
+		asks = board
+	}
+	o.Board = asks
 	mesh := peer.NewMesh(o)
 	service.UsePeers(mesh, c.PeerInterval)
 	run := []func(context.Context) error{secure.Run, mesh.Run}
@@ -97,7 +103,7 @@ func (c *serveCommand) usePeers(api *rest.Config, nodes *fleet.Fleet, workloads 
 		return nil, nil, fmt.Errorf("--peer-listen: %w", err)
 	}
 	log.Info("telling peers of this node", "listen", l.Addr().String(), "interval", c.PeerInterval)
-	server := peer.NewServer(nodes, version, c.PeerInterval, asServer, log)
+	server := peer.NewServer(nodes, asks, version, c.PeerInterval, asServer, log)
 	return mesh, append(run, func(ctx context.Context) error { return server.Run(ctx, l) }), nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"gpuscaler/profiles"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/scaler/trigger"
 	"gpuscaler/shared/snapshot"
 )
@@ -26,6 +27,13 @@ func TestReadmeTables(t *testing.T) {
 		assert.True(t, strings.Contains(readme, line), "README.md lacks\n%s", line)
 	}
 	for _, m := range snapshot.Metrics {
+		unit := m.Unit
+		if m.Max == 100 {
+			unit += " 0-100"
+		}
+		row("`"+m.Name+"`", unit, m.Source)
+	}
+	for _, m := range terms.EngineMetrics {
 		unit := m.Unit
 		if m.Max == 100 {
 			unit += " 0-100"

@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -49,6 +50,7 @@ type serveCommand struct {
 	Tolerance             float64       `default:"0.1" help:"The HPA's: how far from 1 the ratio of mean and target may be with nothing done."`
 	NodeName              string        `help:"Name of this node, as Kubernetes has it. Default: the host's."`
 	peerOptions           `embed:""`
+	engineOptions         `embed:""`
 
 	Workloads  string `enum:"auto,off" default:"auto" help:"auto: a trigger that names no scope is about the GPUs of its own workload's pods, where there is a Kubernetes API. off: about this node's; scope: workload is refused."`
 	Kubernetes string `name:"kubernetes" enum:"auto,off" default:"auto" help:"auto: use the Kubernetes API if there is one, as the pod's service account or as --kubeconfig says. off: never."`
@@ -123,7 +125,8 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	if workloads != nil {
 		workloads.UseProfiles(store)
 	}
-	mesh, withPeers, err := c.usePeers(api, nodes, workloads, service, log)
+	board, withEngines := c.useEngines(workloads, nodes, node, service, log)
+	mesh, withPeers, err := c.usePeers(api, nodes, workloads, board, service, log)
 	if err != nil {
 		return err
 	}
@@ -145,7 +148,7 @@ func (c *serveCommand) Run(ctx context.Context) error {
 			return externalscaler.NewServer(service, ready, encryption, log).Run(ctx, keda)
 		},
 	}
-	run = append(append(run, withAPI...), withPeers...)
+	run = slices.Concat(run, withAPI, withPeers, withEngines)
 	httpAddress := ""
 	if c.HTTP != "" {
 		var health exporter.Workloads // not a nil *workload.Resolver

@@ -37,7 +37,8 @@ type chain struct {
 	address, http   string
 }
 
-func startChain(b *testing.B) *chain {
+// startChain starts them, the scaler with further flags.
+func startChain(b *testing.B, flags ...string) *chain {
 	b.Helper()
 	dir := b.TempDir()
 	must := func(err error) {
@@ -67,8 +68,8 @@ func startChain(b *testing.B) *chain {
 	c := &chain{
 		address: addresses[0], http: addresses[1],
 		control: fakenvml.NewControl(dir + "/control"),
-		scaler: exec.Command(dir+"/scaler", "serve", "--nvml-socket", dir+"/s", "--listen", addresses[0], "--http", addresses[1],
-			"--log-level", "error"),
+		scaler: exec.Command(dir+"/scaler", append([]string{"serve", "--nvml-socket", dir + "/s", "--listen", addresses[0], "--http", addresses[1],
+			"--log-level", "error"}, flags...)...),
 		sidecar: exec.Command(dir+"/nvmlsidecar", "--socket", dir+"/s", "--nvml-library", library, "--log-level", "error"),
 	}
 	c.sidecar.Env = append(os.Environ(), "FAKENVML_FIXTURE="+fixture, "FAKENVML_CONTROL="+c.control.Path())

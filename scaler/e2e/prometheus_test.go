@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -130,7 +131,9 @@ func scrape(t *testing.T, n *node, honor bool) (address string) {
 // that its legend names. A second one lacks honor_labels, and comes to the same.
 func TestPrometheus(t *testing.T) {
 	installed(t, "prometheus")
-	n, _ := startInCluster(t)
+	_, port, err := net.SplitHostPort(newInference(t, 1).Listener.Addr().String())
+	require.NoError(t, err)
+	n := (&cluster{engine: port}).startNode(t)
 	require.NoError(t, n.control.Set(healthy...))
 	address, overwriting := scrape(t, n, true), scrape(t, n, false)
 
@@ -140,6 +143,7 @@ func TestPrometheus(t *testing.T) {
 		defer close(asked)
 		for ; asking.Err() == nil; time.Sleep(100 * time.Millisecond) {
 			_, _ = n.value(map[string]string{"targetValue": "75", "window": "0s"})
+			_, _ = n.value(map[string]string{"profile": "llm"})
 		}
 	}()
 	defer func() { stop(); <-asked }()
@@ -184,6 +188,7 @@ func TestPrometheus(t *testing.T) {
 		`max(gpuscaler_trigger_replicas{scaledobject="llm"})`:                                                                2,
 		`sum(workload:gpuscaler_power_watts:rate5m{namespace="default",workload_kind="Deployment",workload="llm"}) > bool 0`: 1,
 		`count(count by (namespace) (workload:gpuscaler_power_watts:rate5m))`:                                                1,
+		`round(sum(rate(gpuscaler_workload_generation_tokens_total[10s])), 20)`:                                              200, // of two pods
 	} {
 		is(address, expr, want)
 		is(overwriting, expr, want)

@@ -66,7 +66,9 @@ type cluster struct {
 	podresourcesv1.UnimplementedPodResourcesListerServer
 	gpus []string
 	// ready is when the pods became ready; zero: nothing says.
-	ready      time.Time
+	ready time.Time
+	// engine is the port of an inference engine in each pod; "": they have none.
+	engine     string
 	kubeconfig string
 }
 
@@ -104,12 +106,16 @@ func (c *cluster) listPods(w io.Writer, names ...string) {
 	if !c.ready.IsZero() {
 		changed = fmt.Sprintf(`,"lastTransitionTime":%q`, c.ready.UTC().Format(time.RFC3339))
 	}
+	containers := "[]"
+	if c.engine != "" {
+		containers = fmt.Sprintf(`[{"name":"engine","ports":[{"containerPort":%s}]}]`, c.engine)
+	}
 	var pods []string
 	for _, name := range names {
-		pods = append(pods, fmt.Sprintf(`{"spec":{"nodeName":"node-a"},"metadata":{"namespace":"default","name":%q,"uid":%q,"labels":{"app":%q,"pod-template-hash":"5d8f"},
+		pods = append(pods, fmt.Sprintf(`{"spec":{"nodeName":"node-a","containers":%s},"metadata":{"namespace":"default","name":%q,"uid":%q,"labels":{"app":%q,"pod-template-hash":"5d8f"},
 			"ownerReferences":[{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"%s-5d8f","uid":"rs","controller":true}]},
-			"status":{"phase":"Running","startTime":"2026-03-01T12:00:00Z","conditions":[{"type":"Ready","status":"True"%s}]}}`,
-			name, name, strings.TrimRight(name, "-01"), strings.TrimRight(name, "-01"), changed))
+			"status":{"phase":"Running","podIP":"127.0.0.1","startTime":"2026-03-01T12:00:00Z","conditions":[{"type":"Ready","status":"True"%s}]}}`,
+			containers, name, name, strings.TrimRight(name, "-01"), strings.TrimRight(name, "-01"), changed))
 	}
 	_, _ = fmt.Fprintf(w, `{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[%s]}`, strings.Join(pods, ","))
 }

@@ -4,21 +4,6 @@
 // no transport. It must not know pods.
 package engine
 
-import "strconv"
-
-// None is the value of a latency over a window in which no request says anything of it.
-const None = -1
-
-// Key names a metric in an engine's readings: its own name, and for a latency, which is
-// one for each quantile that is asked for, with it: "engine_ttft_ms/0.95". A quantile of
-// 0 is none: the latency's mean.
-func Key(metric string, quantile float64) string {
-	if quantile == 0 {
-		return metric
-	}
-	return metric + "/" + strconv.FormatFloat(quantile, 'g', -1, 64)
-}
-
 // Latency is one of the latencies that engines have as histograms.
 type Latency int
 

@@ -11,6 +11,8 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"gpuscaler/scaler/terms"
 )
 
 const recordings = "../../testdata/engines"
@@ -229,3 +231,6 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestNames: the metadata allows exactly the engines that have a table.
+func TestNames(t *testing.T) { assert.Equal(t, terms.Engines, Names()) }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"gpuscaler/scaler/terms"
 	"gpuscaler/scaler/window"
 )
 
@@ -157,8 +158,8 @@ func (s *Series) Last() *Sample { return s.last }
 
 // Means are the means, the rates and the latencies' quantiles over window.Windows at
 // the last sample, of what was read after a moment only, and how much of each window there
-// are readings for. They are named by Key. A rate needs two readings, a quantile, too:
-// what lacks them is not there. A latency is None over a window in which no request says
+// are readings for. They are named by terms.Reading. A rate needs two readings, a quantile, too:
+// what lacks them is not there. A latency is terms.NoRequest over a window in which no request says
 // anything of it.
 func (s *Series) Means(from time.Duration, quantiles []float64) (names []string, means []window.Means, coverage []window.Coverage) {
 	if s.last == nil {
@@ -190,7 +191,7 @@ func (s *Series) Means(from time.Duration, quantiles []float64) (names []string,
 		for _, q := range quantiles {
 			m, c, ok := s.latency[i].quantiles(s.last.latency[i], s.at, from, q)
 			if ok {
-				add(Key(latencyNames[i], q), m, c)
+				add(terms.Reading(latencyNames[i], q), m, c)
 			}
 		}
 	}
@@ -218,7 +219,7 @@ func (p *past) quantiles(now *Histogram, at, from time.Duration, q float64) (m w
 			before = p.states[k].h
 			c[w] = min(span, at-began)
 		}
-		m[w] = None
+		m[w] = terms.NoRequest
 		if d, fine := now.since(before); fine {
 			if seconds, some := d.quantile(q); some {
 				m[w] = 1000 * seconds

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"gpuscaler/scaler/terms"
 	"gpuscaler/scaler/window"
 )
 
@@ -82,8 +83,8 @@ func TestMeans(t *testing.T) {
 		add(0)
 	}
 	m, _ = means(&s, never, 0.5)
-	assert.Equal(t, []float64{None, None, None}, []float64{m["engine_ttft_ms/0.5"][0], m["engine_ttft_ms/0.5"][1], m["engine_ttft_ms/0.5"][2]})
-	assert.NotEqual(t, float64(None), m["engine_ttft_ms/0.5"][3])
+	assert.Equal(t, []float64{terms.NoRequest, terms.NoRequest, terms.NoRequest}, []float64{m["engine_ttft_ms/0.5"][0], m["engine_ttft_ms/0.5"][1], m["engine_ttft_ms/0.5"][2]})
+	assert.NotEqual(t, float64(terms.NoRequest), m["engine_ttft_ms/0.5"][3])
 	assert.Equal(t, Totals{PromptTokens: -1, GenerationTokens: -1, Requests: 120, Latencies: s.Totals().Latencies}, s.Totals())
 	assert.Equal(t, []float64{60, 60, 120}, s.Totals().Latencies[TTFT].Counts)
 }
@@ -145,7 +146,7 @@ func TestQuantile(t *testing.T) {
 }
 
 // TestSeriesIsSound: whatever an engine does, restarts and gaps included, no rate is
-// negative and each quantile is None or within the buckets, and coverage within its window.
+// negative and each quantile is terms.NoRequest or within the buckets, and coverage within its window.
 func TestSeriesIsSound(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
@@ -171,7 +172,7 @@ func TestSeriesIsSound(t *testing.T) {
 			names, all, coverage := s.Means(from, []float64{.5, .99})
 			for i, name := range names {
 				for w, v := range all[i] {
-					require.False(t, math.IsNaN(v) || v > 1e6 || (v < 0 && v != None), "%s: %v", name, v)
+					require.False(t, math.IsNaN(v) || v > 1e6 || (v < 0 && v != terms.NoRequest), "%s: %v", name, v)
 					if name == "engine_ttft_ms/0.5" || name == "engine_ttft_ms/0.99" {
 						require.LessOrEqual(t, v, 1000.001)
 					}

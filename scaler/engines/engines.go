@@ -14,13 +14,18 @@ import (
 
 	"gpuscaler/scaler/demand"
 	"gpuscaler/scaler/fleet"
+	"gpuscaler/scaler/scrape"
 )
 
 const (
 	// interval is how often an engine is read.
 	interval = time.Second
-	// atOnce is how many are read at the same time.
-	atOnce = 4
+	// linger is for how long an engine is read after nobody wants it any more: a peer that
+	// asks again after its stream has ended finds the windows filled.
+	linger = 10 * time.Second
+	// mostWays is in how many ways the engine of one pod is read: triggers may name other
+	// ports and paths.
+	mostWays = 4
 )
 
 // Node is where this node's pods are known, and what is taken over of their engines.
@@ -39,7 +44,10 @@ type Reader struct {
 	node  Node
 	asks  Asks
 	log   *slog.Logger
-	slots chan struct{}
+	slots *slots
+	large scrape.Large
+	// linger is how long: see linger.
+	linger time.Duration
 	// parsing has one answer parsed at a time: decoded, a hostile one takes some MiB.
 	parsing sync.Mutex
 
@@ -50,7 +58,7 @@ type Reader struct {
 
 // New makes a reader. It connects to nobody before somebody asks.
 func New(node Node, asks Asks, log *slog.Logger) *Reader {
-	return &Reader{node: node, asks: asks, log: log, slots: make(chan struct{}, atOnce), known: map[fleet.EngineKey]*fleet.Engine{}}
+	return &Reader{node: node, asks: asks, log: log, slots: newSlots(), large: scrape.NewLarge(), linger: linger, known: map[fleet.EngineKey]*fleet.Engine{}}
 }
 
 // Run reads until ctx is done.
@@ -82,8 +90,12 @@ func (r *Reader) follow(ctx context.Context, all *sync.WaitGroup, following map[
 		wanted[ask.EngineKey] = quantiles
 	}
 	n := r.node.Node()
+	now := time.Now()
 	for key, t := range following {
-		if _, still := wanted[key]; still && n.Pod(key.UID) != nil {
+		if _, still := wanted[key]; still {
+			t.wanted = now
+		}
+		if now.Sub(t.wanted) < r.linger && n.Pod(key.UID) != nil {
 			continue
 		}
 		t.stop()
@@ -91,16 +103,24 @@ func (r *Reader) follow(ctx context.Context, all *sync.WaitGroup, following map[
 		r.log.Info("engine is read no longer", "pod", t.pod.Load().Name, "namespace", t.pod.Load().Namespace)
 	}
 	r.drop(following)
-	for key, quantiles := range wanted {
-		p := n.Pod(key.UID)
+	ways := map[string]int{} // by pod
+	for key := range following {
+		ways[key.UID]++
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(wanted), fleet.EngineKey.Compare) {
+		p, quantiles := n.Pod(key.UID), wanted[key]
 		if p == nil || p.IP == "" {
 			continue
 		}
 		t := following[key]
+		if t == nil && ways[key.UID] >= mostWays {
+			continue
+		}
 		if t == nil {
+			ways[key.UID]++
 			of, stop := context.WithCancel(ctx)
 			t = newTarget(r, key, stop)
-			following[key] = t
+			following[key], t.wanted = t, now
 			t.pod.Store(p)
 			t.want(quantiles)
 			all.Go(func() { t.run(of) })

@@ -41,6 +41,7 @@ type target struct {
 	client *scrape.Client
 	pod    atomic.Pointer[fleet.Pod]
 	start  time.Time
+	wanted time.Time // when it was last; of Reader.follow alone
 
 	mu        sync.Mutex
 	quantiles []float64
@@ -53,7 +54,7 @@ type target struct {
 }
 
 func newTarget(r *Reader, key fleet.EngineKey, stop context.CancelFunc) *target {
-	return &target{r: r, key: key, stop: stop, client: scrape.NewClient(timeout), start: time.Now()}
+	return &target{r: r, key: key, stop: stop, client: scrape.NewClient(timeout, r.large), start: time.Now()}
 }
 
 func (t *target) want(quantiles []float64) {
@@ -73,14 +74,13 @@ func (t *target) run(ctx context.Context) {
 			return
 		case <-time.After(wait):
 		}
-		select {
-		case <-ctx.Done():
+		free, ok := t.r.slots.take(ctx, t.pod.Load().Namespace)
+		if !ok {
 			return
-		case t.r.slots <- struct{}{}:
 		}
 		began := time.Now()
 		x, err := t.read(ctx)
-		<-t.r.slots
+		free()
 		if ctx.Err() != nil {
 			return
 		}
@@ -242,9 +242,13 @@ func (t *target) took(x *engine.Sample, err error, now time.Time) {
 	t.mu.Unlock()
 	t.public = fleet.Engine{
 		Name: x.Engine, Address: t.at, Heard: now, Metrics: x.Metrics(), From: x.From,
-		Readings: fleet.NewReadings(t.series.Means(from, quantiles)),
+		Readings: fleet.NewReadings(t.series.Means(from, quantiles)), Totals: totals(t.series.Totals()),
 	}
 	if before.Heard.IsZero() || before.Error != "" || before.Name != x.Engine || before.Address != t.at {
 		t.r.log.Info("engine is read", "namespace", p.Namespace, "pod", p.Name, "engine", x.Engine, "address", t.at, "metrics", strings.Join(x.From, " "))
 	}
+}
+
+func totals(of engine.Totals) fleet.EngineTotals {
+	return fleet.EngineTotals{fleet.PromptTokens: of.PromptTokens, fleet.GenerationTokens: of.GenerationTokens, fleet.Requests: of.Requests}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"gpuscaler/scaler/replicas"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/scaler/trigger"
 )
 
@@ -15,6 +16,7 @@ const (
 	SuspiciousTarget   = "SuspiciousTarget"
 	UnsupportedSharing = "UnsupportedSharing"
 	SharedDevice       = "SharedDevice"
+	EndpointIgnored    = "EndpointIgnored"
 )
 
 // Notice is something that the ScaledObject's author should know.
@@ -36,6 +38,9 @@ func Suspicions(t *trigger.Trigger, tolerance float64) (all []Notice) {
 // noticeSettings looks at what the ScaledObject says.
 func (d *Decision) noticeSettings(t *trigger.Trigger, w *Workload, limits Limits) {
 	d.Notices = append(d.Notices, Suspicions(t, w.tolerances(limits).Up)...)
+	if t.Engine.Ignored != "" && terms.IsEngine(t.Metric) {
+		d.notice(EndpointIgnored, fmt.Sprintf("only port and path of the endpoint's URL are used: each pod's engine is read by itself, and %s is not", terms.Quote(t.Engine.Ignored)))
+	}
 	if w.NothingWakes && !t.AlwaysActive {
 		d.notice(NothingWakesIt, "minReplicaCount is 0, and no trigger can become active without a running pod: at zero replicas no GPU is read. "+
 			"Add a trigger on what is in front of the workload, like a queue or a request rate, or set minReplicaCount: 1")

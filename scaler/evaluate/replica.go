@@ -19,12 +19,13 @@ type PodReading struct {
 	// Node is the one that it is on; nil where it was never received.
 	Node  *fleet.Node
 	State replicas.State
-	// Value is the aggregate over the replica's devices, if HasValue.
+	// Value is the aggregate over the replica's devices, or of its engine, if HasValue.
 	Value    float64
 	HasValue bool
 	// Reason says why there is no value, or why some of it is left out.
 	Reason string
 
+	level     float64 // what is compared with the activation threshold
 	group     bool
 	gpus      int       // how many GPUs it has
 	without   bool      // it is known to have no GPU, where others do
@@ -66,6 +67,8 @@ type reader struct {
 	limits Limits
 	values []float64
 	cut    time.Time // no value's window reaches back beyond it; see recent
+	// engines: the metric is one of the pods' engines, and of no device.
+	engines bool
 	// heard and allocated are the oldest reading, and the oldest answer of a kubelet, that a
 	// value rests on.
 	heard, allocated time.Time
@@ -132,8 +135,15 @@ func (r *reader) replica(unit []place, one *PodReading) error {
 			continue
 		}
 		var p podPart
-		if err := r.pod(at, begin, &memory, &p); err != nil {
-			return err
+		switch {
+		case !r.engines:
+			if err := r.pod(at, begin, &memory, &p); err != nil {
+				return err
+			}
+		case at.pod == first.pod:
+			r.enginePod(at, begin, &p, one)
+		default:
+			continue // a group's engine is its leader's
 		}
 		one.gpus += p.gpus
 		one.fresh = one.fresh || p.fresh
@@ -158,7 +168,9 @@ func (r *reader) replica(unit []place, one *PodReading) error {
 		}
 	}
 	if len(r.values) > 0 {
-		one.Value, one.HasValue = r.value(one, &memory), true
+		if one.Value, one.HasValue = r.value(one, &memory), true; !r.engines {
+			one.level = one.Value
+		}
 		if one.Value < 0 {
 			return fail(Impossible, "metricType: %s of pod %s stands at %v, and KEDA would read a negative value as 0", r.t.Metric.Name, first.pod.Name, one.Value)
 		}
@@ -172,6 +184,8 @@ func (r *reader) replica(unit []place, one *PodReading) error {
 	switch {
 	case !exists || (first.pod.Pending && !first.pod.WasReady && (one.group || !plain)):
 		one.State = replicas.Starting
+	case r.engines && (!first.pod.WasReady || len(r.values) == 0 && one.begun && !one.lacks):
+		one.State = replicas.Starting // its engine answers once it has loaded
 	case missing != "" || len(r.values) == 0:
 		one.State = replicas.Missing
 		one.Reason = cmp.Or(missing, one.Reason)

@@ -9,6 +9,7 @@ import (
 
 	"gpuscaler/scaler/fleet"
 	"gpuscaler/scaler/replicas"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/scaler/trigger"
 )
 
@@ -131,7 +132,7 @@ func ForWorkload(t *trigger.Trigger, f Fleet, w *Workload, now time.Time, limits
 	}
 	d.noticeSettings(t, w, limits)
 	// A copy, because what a reader has is on the heap: the caller's stays off it.
-	r := reader{t: new(*t), now: now, limits: limits}
+	r := reader{t: new(*t), now: now, limits: limits, engines: terms.IsEngine(t.Metric)}
 	all := placed(f, w)
 	d.Pods = make([]PodReading, 0, len(all))
 	for unit, rest := []place(nil), all; len(rest) > 0; {
@@ -146,14 +147,23 @@ func ForWorkload(t *trigger.Trigger, f Fleet, w *Workload, now time.Time, limits
 	}
 	if !r.heard.IsZero() {
 		d.until(r.heard.Add(limits.StaleAfter))
+	}
+	if !r.allocated.IsZero() {
 		d.until(r.allocated.Add(limits.AttributionStaleAfter))
 	}
-	d.noticeShared(all)
+	if !r.engines {
+		d.noticeShared(all)
+	}
 	if len(d.Pods) == 0 {
 		return d, d.none(t, w)
 	}
 	d.Active = t.AlwaysActive || d.active(t, now)
-	if err := d.coverage(t, w, &r); err != nil {
+	if r.engines {
+		err = d.engineCoverage(t, w, &r)
+	} else {
+		err = d.coverage(t, w, &r)
+	}
+	if err != nil {
 		return d, err
 	}
 	if reason := w.adjusting(now); reason != "" {
@@ -237,7 +247,7 @@ func (d *Decision) active(t *trigger.Trigger, now time.Time) bool {
 		case r.memory != nil:
 			return r.memory.active || r.mayBeBusy
 		}
-		return r.mayBeBusy || (r.HasValue && r.Value > t.Activation)
+		return r.mayBeBusy || (r.HasValue && r.level > t.Activation)
 	})
 }
 

@@ -150,6 +150,11 @@ func (s *scrape) ofNode(n *fleet.Node, m *meter.Reading) {
 		if w.Has[fleet.Utilization] {
 			s.counter(s.busy, whole(w.Totals[fleet.Utilization], integrals[fleet.Utilization]), labels...)
 		}
+		for i, has := range w.Counted.Has {
+			if has {
+				s.counter(s.counted[i], w.Counted.Totals[i], labels...)
+			}
+		}
 	}
 	if m.Has[fleet.Power] {
 		s.counter(s.unheld, whole(m.Unheld[fleet.Power], integrals[fleet.Power]))

@@ -45,6 +45,13 @@ var integrals = [len(fleet.Integrated)]quantity{
 	{"dram_activity_seconds_total", 0.01, "dram_activity_ratio, added up over time."},
 }
 
+// counted says what each of fleet.Counted is.
+var counted = [len(fleet.Counted)]string{
+	"Prompt tokens that the engines of its pods have taken in, while a trigger had them read.",
+	"Tokens that the engines of its pods have generated, while a trigger had them read.",
+	"Requests that the engines of its pods have finished, while a trigger had them read.",
+}
+
 // podGauges are those that a pod has a part of.
 var podGauges = []string{"gpu_utilization", "memory_used_mib", "power_draw"}
 
@@ -71,6 +78,7 @@ type descs struct {
 	podGauges                                 map[string]*prometheus.Desc
 	podIntegrals                              map[int]*prometheus.Desc
 	energy, idleEnergy, busy                  *prometheus.Desc
+	counted                                   [len(fleet.Counted)]*prometheus.Desc
 	unheld, unknown, expired, gone            *prometheus.Desc
 	target, value, active, replicas, coverage *prometheus.Desc
 	flat, podsLeftOut                         *prometheus.Desc
@@ -129,6 +137,9 @@ func describe(node string) *descs {
 	}
 	for metric, q := range gauges {
 		d.gauges[metric] = desc("gpu_"+q.name, q.help, ofGPU...)
+	}
+	for i, help := range counted {
+		d.counted[i] = desc("workload_"+fleet.Counted[i]+"_total", help, ofWorkload...)
 	}
 	for i, q := range integrals {
 		d.integrals[i] = desc("gpu_"+q.name, q.help, ofGPU...)

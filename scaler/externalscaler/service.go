@@ -18,6 +18,7 @@ import (
 	"gpuscaler/profiles"
 	"gpuscaler/scaler/evaluate"
 	"gpuscaler/scaler/replicas"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/scaler/trigger"
 )
 
@@ -82,6 +83,7 @@ type Service struct {
 	profiles  Profiles
 	limits    evaluate.Limits
 	workloads Workloads // nil: there are none
+	engines   Engines   // nil: none are read
 	refusals  Refusals
 	log       *slog.Logger
 	journal   *journal
@@ -138,6 +140,7 @@ func (s *Service) metricSpec(ref *pb.ScaledObjectRef) (*pb.GetMetricSpecResponse
 	}
 	if s.ofWorkload(&t) {
 		s.workloads.Expect(ref.GetNamespace(), ref.GetName(), t.PodSelector)
+		s.want(&t, ref)
 	}
 	return spec(&t), nil
 }
@@ -204,6 +207,10 @@ func (s *Service) ofWorkload(t *trigger.Trigger) bool {
 func (s *Service) decide(t *trigger.Trigger, ref *pb.ScaledObjectRef) (evaluate.Decision, error) {
 	switch {
 	case s.ofWorkload(t):
+		if terms.IsEngine(t.Metric) && s.engines == nil {
+			return evaluate.Decision{}, errNoEngines
+		}
+		s.want(t, ref)
 		w, err := s.workload(t, ref)
 		if err != nil {
 			return evaluate.Decision{}, err

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -14,6 +15,11 @@ type EngineKey struct {
 	Engine string
 	Port   int
 	Path   string
+}
+
+// Compare orders keys.
+func (k EngineKey) Compare(other EngineKey) int {
+	return cmp.Or(cmp.Compare(k.UID, other.UID), cmp.Compare(k.Engine, other.Engine), cmp.Compare(k.Port, other.Port), cmp.Compare(k.Path, other.Path))
 }
 
 // Engine is what is known of the inference engine in a pod. Read-only.
@@ -30,12 +36,28 @@ type Engine struct {
 	// Metrics are those that it has, without quantiles, also where there is no mean of
 	// them yet.
 	Metrics []string
-	// Readings are the means of the metrics, by engine.Key. With an error they are the last
+	// Readings are the means of the metrics, by terms.Reading. With an error they are the last
 	// there were. No window reaches back beyond Pod.Begin.
 	Readings Readings
 	// From are the names of its own metrics that are used. Peers do not tell of them.
 	From []string
+	// Totals are its counters since it is read. Peers do not tell of them.
+	Totals EngineTotals
 }
+
+// EngineTotals are an engine's counters since it is read, by position in Counted; a
+// negative one: it has none such. They do not go back when its process starts again.
+type EngineTotals [len(Counted)]float64
+
+// Counted are the counters of an engine.
+var Counted = [...]string{PromptTokens: "prompt_tokens", GenerationTokens: "generation_tokens", Requests: "requests"}
+
+// Positions in Counted.
+const (
+	PromptTokens = iota
+	GenerationTokens
+	Requests // that have ended
+)
 
 // Has says whether the engine has a metric, given without its quantile.
 func (e *Engine) Has(metric string) bool { return slices.Contains(e.Metrics, metric) }

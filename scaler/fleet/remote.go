@@ -16,6 +16,13 @@ func (n Node) WithYoung(means map[string][]Readings) *Node {
 	return &n
 }
 
+// WithEngines is the node with the engines of its pods that are read: see Node.Engine.
+// It takes over the map.
+func (n Node) WithEngines(all map[EngineKey]*Engine) *Node {
+	n.engines = all
+	return &n
+}
+
 // Failed are the metrics that could not be read last time, and why.
 func (d *Device) Failed() map[string]string { return d.failed }
 

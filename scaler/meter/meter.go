@@ -56,6 +56,9 @@ type Sums struct {
 	// 1/fleet.Fine joules. HasIdle: a device reported energy, and whether it worked.
 	Idle    int64
 	HasIdle bool
+	// Counted is what the workload's engines have done; of pods' parts in devices it is
+	// empty.
+	Counted Counted
 }
 
 func (s *Sums) add(i int, by int64, idle bool) {
@@ -87,6 +90,8 @@ type Meter struct {
 	gone      fleet.Totals // of devices that are forgotten
 	has       Has          // what any device has reported
 	swept     time.Time
+
+	engines map[fleet.EngineKey]fleet.EngineTotals // when they were last looked at
 
 	held    []*fleet.Pod // that holders was made of
 	holders map[string][]holder
@@ -127,6 +132,7 @@ func (m *Meter) Observe(n *fleet.Node, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.indexHolders(n, now)
+	m.observeEngines(n, now)
 	known := n.PodsKnown && !n.Allocated.IsZero() && now.Sub(n.Allocated) <= m.staleAfter
 	// Somebody whom nobody knows holds something that nobody knows.
 	strangers := len(n.Strangers) > 0 || n.ClaimsUnknown

@@ -54,7 +54,7 @@ func startRestless(t *testing.T, name string, began time.Time) *restless {
 	n.address = l.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { assert.NoError(t, NewServer(f, "v1", churnEvery, nil, nopLog).Run(ctx, l)) })
+	running.Go(func() { assert.NoError(t, NewServer(f, nil, "v1", churnEvery, nil, nopLog).Run(ctx, l)) })
 	running.Go(func() {
 		source := local.Connect()
 		for ctx.Err() == nil {

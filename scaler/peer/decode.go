@@ -38,6 +38,7 @@ type decoder struct {
 	devices []fleet.Device
 	names   []named // of the metrics that each device had last
 	pods    *fleet.Pods
+	engines enginesOf
 }
 
 // named are the names of metrics, by their positions in a message.
@@ -85,7 +86,11 @@ func (d *decoder) decode(s *pb.State, now time.Time) (*fleet.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return n.With(d.pods).WithYoung(young), nil
+	engines, err := d.decodeEngines(s.GetEngines(), sent)
+	if err != nil {
+		return nil, err
+	}
+	return n.With(d.pods).WithYoung(young).WithEngines(engines), nil
 }
 
 // sent says when, by our clock, a message was sent.
@@ -318,9 +323,14 @@ func (d *decoder) arrange(l *pb.Layout) error {
 		}
 		pods[i] = p
 	}
+	engines, err := arrangeEngines(l)
+	if err != nil {
+		return err
+	}
 	// The message's own memory goes with the next layout.
 	d.layout = &pb.Layout{Node: l.GetNode(), Version: l.GetVersion(), PodsKnown: l.GetPodsKnown(), Windows: slices.Clone(l.GetWindows()), Boot: l.GetBoot(), Completed: l.GetCompleted()}
 	d.useMetrics(l.GetMetrics())
+	d.engines = engines
 	d.devices, d.names, d.pods = devices, make([]named, len(devices)), fleet.NewPods(pods, l.GetGone(), l.GetStrangers())
 	return nil
 }

@@ -56,6 +56,7 @@ func (e *encoder) encode(n *fleet.Node, now time.Time) *pb.State {
 		s.Readings = append(s.Readings, reading(d, layout.GetMetrics(), now))
 	}
 	s.Young = young(n, layout)
+	s.Engines = engineReadings(n, layout, now)
 	return s
 }
 
@@ -129,6 +130,7 @@ func (e *encoder) layout(n *fleet.Node, now time.Time) *pb.Layout {
 			l.Pods = append(l.Pods, pod(p, at))
 		}
 	}
+	layoutEngines(n, l)
 	return l
 }
 

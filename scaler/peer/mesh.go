@@ -78,6 +78,8 @@ type Options struct {
 	Discovery Discovery
 	// Listener may be nil.
 	Listener Listener
+	// Board is where it is known which engines of peers' nodes are wanted; nil: none are.
+	Board Board
 	// Secure are the credentials of connections to peers; nil is plaintext.
 	Secure credentials.TransportCredentials
 	// Name and Version are those of this scaler, for the logs of others.
@@ -319,6 +321,9 @@ func (m *Mesh) stream(ctx context.Context, conn *grpc.ClientConn, a address, pee
 	if err != nil {
 		return false, err
 	}
+	var asking sync.WaitGroup // ends with ctx, and both with this stream
+	defer asking.Wait()
+	defer cancel()
 	d := &decoder{}
 	for {
 		state, err := stream.Recv()
@@ -342,6 +347,9 @@ func (m *Mesh) stream(ctx context.Context, conn *grpc.ClientConn, a address, pee
 		}
 		if !heard {
 			m.o.Log.Debug("peer is heard", "peer", a.name, "node", n.Name)
+			if m.o.Board != nil {
+				asking.Go(func() { m.ask(ctx, conn, n.Name) })
+			}
 		}
 		heard = true
 		if taken && m.o.Listener != nil && state.GetLayout() != nil {

@@ -41,7 +41,7 @@ func start(t *testing.T, name, address string) *peerNode {
 	n.address = l.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- NewServer(f, "v1", 50*time.Millisecond, nil, nopLog).Run(ctx, l) }()
+	go func() { done <- NewServer(f, nil, "v1", 50*time.Millisecond, nil, nopLog).Run(ctx, l) }()
 	n.stop = sync.OnceFunc(func() {
 		cancel()
 		assert.NoError(t, <-done)

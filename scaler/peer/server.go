@@ -33,8 +33,9 @@ const (
 	soonest = 200 * time.Millisecond
 	// mostStreams is how many a server has at once.
 	mostStreams = 512
-	// mostRequest is how large a request may be, in bytes.
-	mostRequest = 4 << 10
+	// mostRequest is how large a request may be, in bytes: demand.MostAsks with the longest
+	// paths.
+	mostRequest = 96 << 10
 )
 
 // Own is where the node is known that a server tells of.
@@ -51,18 +52,23 @@ type Own interface {
 type Server struct {
 	pb.UnimplementedPeersServer
 	own      Own
+	board    Board // nil: no engines are read
 	version  string
 	interval time.Duration
 	log      *slog.Logger
 	grpc     *grpc.Server
 	stopping chan struct{}
 	streams  chan struct{} // a token each
+	asking   chan struct{} // likewise, of Ask
 }
 
-// NewServer makes a server that tells of the node every interval. Without
-// credentials it is plaintext.
-func NewServer(own Own, version string, interval time.Duration, secure credentials.TransportCredentials, log *slog.Logger) *Server {
-	s := &Server{own: own, version: version, interval: interval, log: log, stopping: make(chan struct{}), streams: make(chan struct{}, mostStreams)}
+// NewServer makes a server that tells of the node every interval, and has the engines
+// read that peers ask for, unless board is nil. Without credentials it is plaintext.
+func NewServer(own Own, board Board, version string, interval time.Duration, secure credentials.TransportCredentials, log *slog.Logger) *Server {
+	s := &Server{
+		own: own, board: board, version: version, interval: interval, log: log,
+		stopping: make(chan struct{}), streams: make(chan struct{}, mostStreams), asking: make(chan struct{}, mostStreams),
+	}
 	options := []grpc.ServerOption{
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: pingEvery, Timeout: pingTimeout,

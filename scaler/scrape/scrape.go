@@ -20,6 +20,11 @@ import (
 const MaxBytes = 4 << 20
 
 const (
+	// small is how large a page may be without being among the large ones, of which largeAtOnce
+	// are read at the same time.
+	small       = 256 << 10
+	largeAtOnce = 2
+
 	maxHeader = 16 << 10
 	idle      = 30 * time.Second
 	accept    = `text/plain;version=0.0.4;q=1,application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.7,*/*;q=0.1`
@@ -47,18 +52,26 @@ type Page struct {
 	ContentType string
 }
 
+// Large bounds how many large pages are read at the same time, by all clients that share
+// it: strangers' answers do not add up beyond it.
+type Large chan struct{}
+
+// NewLarge makes one.
+func NewLarge() Large { return make(Large, largeAtOnce) }
+
 // Client gets pages of one address, over one connection that it keeps. It is not for
 // concurrent use.
 type Client struct {
 	http    *http.Client
 	timeout time.Duration
+	large   Large
 	size    int // of the last page
 }
 
 // NewClient makes a client whose requests take no longer than timeout, body included.
-func NewClient(timeout time.Duration) *Client {
+func NewClient(timeout time.Duration, large Large) *Client {
 	dialer := &net.Dialer{Timeout: timeout}
-	return &Client{timeout: timeout, http: &http.Client{
+	return &Client{timeout: timeout, large: large, http: &http.Client{
 		// No proxy of the environment, and no decompression: 4 MiB may be gigabytes.
 		Transport: &http.Transport{
 			DialContext: dialer.DialContext, DisableCompression: true, MaxIdleConns: 1, MaxIdleConnsPerHost: 1, MaxConnsPerHost: 1,
@@ -98,17 +111,26 @@ func (c *Client) Get(ctx context.Context, url string) (*Page, error) {
 	if encoding := response.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
 		return nil, fmt.Errorf("the answer is encoded as %s, which was not asked for", terms.Quote(encoding))
 	}
-	body, err := c.body(response.Body)
+	body, err := c.body(ctx, response.Body)
 	if err != nil {
 		return nil, err
 	}
 	return &Page{Body: body, ContentType: response.Header.Get("Content-Type")}, nil
 }
 
-func (c *Client) body(r io.Reader) ([]byte, error) {
-	body := make([]byte, 0, c.size+c.size/8+512)
+func (c *Client) body(ctx context.Context, r io.Reader) ([]byte, error) {
+	body := make([]byte, 0, min(c.size+c.size/8, small)+512)
 	limited := io.LimitReader(r, MaxBytes+1)
-	for {
+	for large := false; ; {
+		if !large && len(body) > small {
+			select {
+			case c.large <- struct{}{}:
+				large = true
+				defer func() { <-c.large }()
+			case <-ctx.Done():
+				return nil, fmt.Errorf("the answer has more than %d KiB, and %d such are read already for %s", small>>10, largeAtOnce, c.timeout)
+			}
+		}
 		if len(body) == cap(body) {
 			body = append(body, 0)[:len(body)]
 		}

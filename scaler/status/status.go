@@ -57,6 +57,8 @@ type State struct {
 	Devices  []Device `json:"devices"`
 	// Pods are those that hold devices; absent where that is not known.
 	Pods []Pod `json:"pods,omitempty"`
+	// Engines are the inference engines in the node's pods that are read.
+	Engines []Engine `json:"engines,omitempty"`
 	// KubeletAgeSeconds is how long ago the kubelet said what they hold.
 	KubeletAgeSeconds *float64 `json:"kubeletAgeSeconds,omitempty"`
 	// LeftOut counts the readings that could not be used since the start.
@@ -113,6 +115,23 @@ type Pod struct {
 	Unknown   []string `json:"unknown,omitempty"`
 }
 
+// Engine is the inference engine of a pod.
+type Engine struct {
+	Namespace string `json:"namespace"`
+	Pod       string `json:"pod"`
+	// Engine is which one it is, Address where it is read; absent: not known yet.
+	Engine  string `json:"engine,omitempty"`
+	Address string `json:"address,omitempty"`
+	// AgeSeconds is how old its newest answer is; absent: there was none.
+	AgeSeconds *float64 `json:"ageSeconds,omitempty"`
+	Error      string   `json:"error,omitempty"`
+	// From are the names of its own metrics that are used.
+	From []string `json:"from,omitempty"`
+	// Metrics are by name, a latency's with its quantile, then by window. A latency of -1
+	// is none: no request says anything of it.
+	Metrics map[string]map[string]float64 `json:"metrics"`
+}
+
 // Holds is a device that a pod shares with others: with itself, there are so many
 // holders.
 type Holds struct {
@@ -162,13 +181,7 @@ func (s *State) describe(n *fleet.Node, now time.Time) {
 		s.Writers = append(s.Writers, Writer{w.Name, w.Version, now.Sub(w.Heard).Seconds(), w.Error})
 	}
 	for _, d := range n.Devices {
-		metrics := make(map[string]map[string]float64, d.Means().Len())
-		for name, means := range d.Means().All() {
-			metrics[name] = make(map[string]float64, len(means))
-			for i, span := range window.Windows {
-				metrics[name][label(span)] = means[i]
-			}
-		}
+		metrics := byWindow(d.Means())
 		states, counted := health(d)
 		s.Devices = append(s.Devices, Device{
 			ID: d.ID, Vendor: d.Vendor, Index: d.Index, Model: d.Model, Parent: d.Parent, Instance: d.Instance,
@@ -176,6 +189,7 @@ func (s *State) describe(n *fleet.Node, now time.Time) {
 			Error: d.Error, States: states, Errors: counted, Metrics: metrics,
 		})
 	}
+	s.Engines = engines(n, now)
 	if !n.Allocated.IsZero() {
 		s.KubeletAgeSeconds = new(now.Sub(n.Allocated).Seconds())
 	}
@@ -189,6 +203,33 @@ func (s *State) describe(n *fleet.Node, now time.Time) {
 		}
 		s.Pods = append(s.Pods, pod)
 	}
+}
+
+// engines are those of the node's pods, in the order of the pods.
+func engines(n *fleet.Node, now time.Time) (all []Engine) {
+	for _, key := range slices.SortedFunc(maps.Keys(n.Engines()), fleet.EngineKey.Compare) {
+		pod, e := n.Pod(key.UID), n.Engine(key)
+		if pod == nil {
+			continue // it has just gone
+		}
+		out := Engine{Namespace: pod.Namespace, Pod: pod.Name, Engine: e.Name, Address: e.Address, Error: e.Error, From: e.From, Metrics: byWindow(e.Readings)}
+		if !e.Heard.IsZero() {
+			out.AgeSeconds = new(now.Sub(e.Heard).Seconds())
+		}
+		all = append(all, out)
+	}
+	return all
+}
+
+func byWindow(r fleet.Readings) map[string]map[string]float64 {
+	metrics := make(map[string]map[string]float64, r.Len())
+	for name, means := range r.All() {
+		metrics[name] = make(map[string]float64, len(means))
+		for i, span := range window.Windows {
+			metrics[name][label(span)] = means[i]
+		}
+	}
+	return metrics
 }
 
 // label is the window as triggers name it.

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"gpuscaler/scaler/fleet"
+	"gpuscaler/scaler/window"
 	"gpuscaler/shared/snapshot"
 )
 
@@ -227,4 +228,24 @@ func TestListenerThatFails(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, l.Close())
 	assert.ErrorContains(t, Run(t.Context(), l, http.NotFoundHandler(), slog.New(slog.DiscardHandler)), "serving HTTP: ")
+}
+
+// TestStateOfEngines: what is read of a pod's engine, from where, and why it is not.
+func TestStateOfEngines(t *testing.T) {
+	now := time.Now()
+	l := fleet.NewLocal("node-1", 10*time.Second, slog.New(slog.DiscardHandler), now)
+	l.SetPods([]fleet.Pod{{Namespace: "shop", Name: "llm-0", UID: "a"}, {Namespace: "shop", Name: "llm-1", UID: "b"}}, now)
+	l.SetEngines(map[fleet.EngineKey]*fleet.Engine{
+		{UID: "a"}: {Name: "vllm", Address: "10.0.0.1:8000/metrics", Heard: now.Add(-time.Second), From: []string{"vllm:num_requests_waiting"},
+			Readings: fleet.NewReadings([]string{"engine_waiting"}, []window.Means{{1, 2, 3, 4}}, nil)},
+		{UID: "b"}:    {Error: "connection refused"},
+		{UID: "gone"}: {Error: "connection refused"},
+	}, now)
+	engines := Describe(fleet.New(l), now).Engines
+	require.Len(t, engines, 2)
+	assert.Equal(t, Engine{
+		Namespace: "shop", Pod: "llm-0", Engine: "vllm", Address: "10.0.0.1:8000/metrics", AgeSeconds: new(1.0), From: []string{"vllm:num_requests_waiting"},
+		Metrics: map[string]map[string]float64{"engine_waiting": {"0s": 1, "15s": 2, "1m": 3, "5m": 4}},
+	}, engines[0])
+	assert.Equal(t, Engine{Namespace: "shop", Pod: "llm-1", Error: "connection refused", Metrics: map[string]map[string]float64{}}, engines[1])
 }

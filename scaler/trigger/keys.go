@@ -53,6 +53,15 @@ var table = [...]Key{
 	{"targetType", "AverageValue", "AverageValue or Value, where the ScaledObject cannot be read", setTargetType},
 	{"metricName", "", "the name shown in the HPA; absent: keda_gpu_metric, or keda_gpu_ and the profile's name", setMetricName},
 	{"pollIntervalSeconds", "10", "heartbeat of StreamIsActive in seconds, 1 to 3600", setPollInterval},
+	{keyEngine, "", "engine metrics: which engine it is, " + strings.Join(terms.Engines, ", ") + "; absent: any, by the names in its answer", setEngine},
+	{keyEnginePort, "", "engine metrics: where a pod's engine tells its metrics; absent: the ports that its containers declare", setEnginePort},
+	{keyEnginePath, "", "engine metrics: the path there; absent: those that engines have", setEnginePath},
+	{keyQuantile, "0.95", "engine latencies: the quantile over the window, above 0 and below 1", setQuantile},
+	{keySaturationWaiting, "5", "engine_saturation: how many waiting requests of a pod are 100 %; 0: they do not count", setSaturation(func(t *Trigger) *float64 { return &t.Engine.Waiting })},
+	{keySaturationKVCache, "80", "engine_saturation: how full a KV cache is 100 %, in percent; 0: it does not count", setSaturation(func(t *Trigger) *float64 { return &t.Engine.KVCache })},
+	{keySaturationRunning, "0", "engine_saturation: how many running requests of a pod are 100 %; 0: they do not count", setSaturation(func(t *Trigger) *float64 { return &t.Engine.Running })},
+	{keyVLLMEndpoint, "", "the reference's: only port and path of this URL are used, as each pod's engine is read by itself", setEndpoint},
+	{keyTritonEndpoint, "", "likewise", setEndpoint},
 }
 
 // Keys that the rules between keys speak of.
@@ -66,6 +75,8 @@ const (
 	keyContainer   = "container"
 	keyScope       = "scope"
 	keyPodSelector = "podSelector"
+	keyGPUIndex    = "gpuIndex"
+	keyGPUModel    = "gpuModel"
 )
 
 var (
@@ -110,21 +121,12 @@ func keyNames() []string {
 const metricNameDefault = "keda_gpu_metric"
 
 func setMetric(t *Trigger, value string) error {
-	m, ok := snapshot.Lookup(value)
-	if ok {
-		t.Metric = m
-		return nil
+	m, ok := terms.LookupMetric(value)
+	if !ok {
+		return terms.UnknownMetric(value)
 	}
-	if strings.HasPrefix(value, "vllm_") || strings.HasPrefix(value, "triton_") {
-		return fmt.Errorf("%s is an engine metric; %s", terms.Quote(value), noEngines())
-	}
-	return fmt.Errorf("%w and x_<name>", terms.UnknownWord(value, snapshot.MetricNames()))
-}
-
-// noEngines is what keys and metrics of inference engines are refused with.
-func noEngines() string {
-	return fmt.Sprintf("engine metrics are not supported yet; supported are %s and x_<name>",
-		terms.List(snapshot.MetricNames()))
+	t.Metric = m
+	return nil
 }
 
 func setTarget(t *Trigger, value string) (err error) {

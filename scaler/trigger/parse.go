@@ -22,9 +22,6 @@ var kedaKeys = map[string]bool{
 	"caCert": true, "tlsClientCert": true, "tlsClientKey": true,
 }
 
-// engineKeys are known from the published reference scaler.
-var engineKeys = map[string]bool{"vllmEndpoint": true, "tritonEndpoint": true}
-
 // given is one key of the metadata, as it was written.
 type given struct {
 	key, value string // key is "" when the key is absent
@@ -57,6 +54,9 @@ func Parse(metadata map[string]string, set *profiles.Set) (Trigger, error) {
 		}
 	}
 	if err := contradiction(&found, &t); err != nil {
+		return Trigger{}, err
+	}
+	if err := engineContradiction(&found, &t); err != nil {
 		return Trigger{}, err
 	}
 	if err := misfit(&found, &t, set); err != nil {
@@ -98,11 +98,7 @@ func collect(metadata map[string]string, found *[len(table)]given) error {
 	if env {
 		suffix = fromEnv
 	}
-	reason := terms.UnknownKey(name, suffix, keyNames()).Error()
-	if engineKeys[name] {
-		reason = noEngines()
-	}
-	return &Error{Key: unknown.key, Value: unknown.value, Reason: reason}
+	return &Error{Key: unknown.key, Value: unknown.value, Reason: terms.UnknownKey(name, suffix, keyNames()).Error()}
 }
 
 // start lets a trigger begin from its profile.
@@ -131,6 +127,11 @@ var contradictions = func() (pairs [][2]int) {
 		{keyTargetGPU, keyTarget},
 		{keyTargetMem, keyMetricType},
 		{keyTargetMem, keyTarget},
+		{keyEnginePort, keyVLLMEndpoint},
+		{keyEnginePort, keyTritonEndpoint},
+		{keyEnginePath, keyVLLMEndpoint},
+		{keyEnginePath, keyTritonEndpoint},
+		{keyTritonEndpoint, keyVLLMEndpoint},
 	} {
 		pairs = append(pairs, [2]int{position[pair[0]], position[pair[1]]})
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"gpuscaler/profiles"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/scaler/window"
 	"gpuscaler/shared/snapshot"
 )
@@ -20,7 +21,7 @@ import (
 type metadata = map[string]string
 
 func metric(t testing.TB, name string) snapshot.Metric {
-	m, ok := snapshot.Lookup(name)
+	m, ok := terms.LookupMetric(name)
 	require.True(t, ok, name)
 	return m
 }
@@ -28,6 +29,7 @@ func metric(t testing.TB, name string) snapshot.Metric {
 func TestParseDefaults(t *testing.T) {
 	want := Trigger{
 		Metric: metric(t, "gpu_utilization"), Target: 80, Aggregation: Max, GPUIndex: -1, Window: 15 * time.Second,
+		Engine:         Engine{Quantile: 0.95, Waiting: 5, KVCache: 80},
 		StartupTimeout: 30 * time.Minute, TargetType: AverageValue, MetricName: "keda_gpu_metric", PollInterval: 10 * time.Second,
 	}
 	for _, md := range []metadata{nil, {}, {"scalerAddress": "x:1", "enableTLS": "true", "unsafeSsl": "", "caCert": "c", "tlsClientCert": "d",
@@ -52,7 +54,7 @@ func TestParseGood(t *testing.T) {
 			func(tr *Trigger) {
 				*tr = Trigger{Metric: metric(t, "power_draw"), Target: 250, Activation: .5, Aggregation: p95, GPUIndex: 3, Window: time.Minute,
 					Scope: ScopeWorkload, PodSelector: "app in (a, b)", Container: "engine-0", GPUModel: "H200", StartupTimeout: 90 * time.Minute, TargetType: Value,
-					MetricName: "my_metric:x.y-z", PollInterval: time.Hour}
+					MetricName: "my_metric:x.y-z", PollInterval: time.Hour, Engine: defaults.Engine}
 			}},
 		"custom metric":       {metadata{"metricType": "x_wear_percent"}, func(tr *Trigger) { tr.Metric = metric(t, "x_wear_percent") }},
 		"from environment":    {metadata{"targetValueFromEnv": "70"}, func(tr *Trigger) { tr.Target = 70 }},
@@ -94,10 +96,15 @@ func TestParseGood(t *testing.T) {
 }
 
 func TestParseBad(t *testing.T) {
-	metrics := strings.Join(snapshot.MetricNames(), ", ") + " and x_<name>"
+	names := snapshot.MetricNames()
+	for _, m := range terms.EngineMetrics {
+		names = append(names, m.Name)
+	}
+	metrics := strings.Join(names, ", ") + " and x_<name>"
 	keys := "profile, metricType, targetValue, targetGpuUtilization, targetMemoryUtilization, activationThreshold, aggregation, gpuIndex, " +
-		"window, scope, podSelector, container, gpuModel, startupTimeout, targetType, metricName, pollIntervalSeconds"
-	names := "batch, distributed-training, llm-saturation, ollama, tgi-inference, training, triton-inference, vllm-inference"
+		"window, scope, podSelector, container, gpuModel, startupTimeout, targetType, metricName, pollIntervalSeconds, " +
+		"engine, enginePort, enginePath, quantile, saturationWaiting, saturationKVCache, saturationRunning, vllmEndpoint, tritonEndpoint"
+	all := strings.Join(profiles.Builtin().Names(), ", ")
 	const (
 		target     = "; allowed is a finite number above 0"
 		activation = "; allowed is a finite number, 0 or above"
@@ -154,10 +161,7 @@ func TestParseBad(t *testing.T) {
 		{metadata{"metricType": "queue"}, `metricType: "queue" is unknown; allowed are ` + metrics},
 		{metadata{"metricType": "x_"}, `metricType: "x_" is unknown; allowed are ` + metrics},
 		{metadata{"metricType": ""}, `metricType: "" is empty; allowed are ` + metrics},
-		{metadata{"metricType": "vllm_queue_depth"}, `metricType: "vllm_queue_depth" is an engine metric; engine metrics are not supported yet; supported are ` + metrics},
-		{metadata{"metricType": "triton_queue_time"}, `metricType: "triton_queue_time" is an engine metric; engine metrics are not supported yet; supported are ` + metrics},
-		{metadata{"vllmEndpoint": "http://x"}, `vllmEndpoint: engine metrics are not supported yet; supported are ` + metrics},
-		{metadata{"tritonEndpointFromEnv": "http://x"}, `tritonEndpointFromEnv: engine metrics are not supported yet; supported are ` + metrics},
+		{metadata{"metricType": "triton_queue_time"}, `metricType: "triton_queue_time" is unknown; allowed are ` + metrics},
 
 		{metadata{"targetVallue": "80"}, `targetVallue: unknown key; did you mean "targetValue"? allowed are ` + keys},
 		{metadata{"targetvalueFromEnv": "80"}, `targetvalueFromEnv: unknown key; did you mean "targetValueFromEnv"? allowed are ` + keys},
@@ -166,9 +170,9 @@ func TestParseBad(t *testing.T) {
 		{metadata{"": ""}, `"": unknown key; allowed are ` + keys},
 		{metadata{"a\nb": "1"}, `"a\nb": unknown key; allowed are ` + keys},
 		{metadata{long: "1"}, `"` + long[:64] + `"...: unknown key; allowed are ` + keys},
-		{metadata{"profile": "vllm"}, `profile: "vllm" is unknown; did you mean "vllm-inference"? allowed are ` + names},
-		{metadata{"profile": "trainning"}, `profile: "trainning" is unknown; did you mean "training"? allowed are ` + names},
-		{metadata{"profile": ""}, `profile: "" is empty; allowed are ` + names},
+		{metadata{"profile": "vllm"}, `profile: "vllm" is unknown; did you mean "llm"? allowed are ` + all},
+		{metadata{"profile": "trainning"}, `profile: "trainning" is unknown; did you mean "training"? allowed are ` + all},
+		{metadata{"profile": ""}, `profile: "" is empty; allowed are ` + all},
 
 		{metadata{"gpuIndex": "-2"}, `gpuIndex: "-2" is out of range` + index},
 		{metadata{"gpuIndex": "65536"}, `gpuIndex: "65536" is out of range` + index},

@@ -42,6 +42,8 @@ type Trigger struct {
 	GPUModel string
 	// Container keeps only the GPUs of this container of each pod; "" is all.
 	Container string
+	// Engine says how pods' inference engines are read; of no effect with other metrics.
+	Engine Engine
 	// StartupTimeout is how long a pod that was never ready counts as starting.
 	StartupTimeout time.Duration
 	// TargetType is how the HPA will use the target, where the ScaledObject

@@ -193,6 +193,18 @@ func (r *Resolver) Workload(namespace, name, podSelector string, metadata map[st
 	return r.answer(e, metadata, now)
 }
 
+// Known is what is known of a ScaledObject's workload, as far as it is the same for all
+// its triggers; nil where nothing is. Nothing is read for it, nor kept for longer.
+func (r *Resolver) Known(namespace, name, podSelector string) *evaluate.Workload {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known, ok := r.entries.Get(ask{namespace, name, podSelector})
+	if !ok || known.(*entry).found == nil || known.(*entry).definite {
+		return nil
+	}
+	return new(known.(*entry).found.workload)
+}
+
 // answer is a workload that was found, for the trigger with this metadata.
 func (r *Resolver) answer(e *entry, metadata map[string]string, now time.Time) (*evaluate.Workload, error) {
 	w := e.found.workload

@@ -85,6 +85,7 @@ var components = []component{
 	{"pod-resources", "podResources.enabled=true", nil},
 	{"peers", "peers.enabled=true", nil},
 	{"front", "front.enabled=true", []string{"pod-resources", "peers"}},
+	{"engines", "engines.enabled=true", []string{"pod-resources"}},
 	{"prometheus", "prometheus.namespace=monitoring", nil},
 	{"nvidia-runtime-class", "nvidia.runtimeClassName=nvidia", nil},
 	{"nvidia-volume-mounts", "nvidia.volumeMounts=true", nil},
@@ -97,7 +98,7 @@ var components = []component{
 }
 
 // base are the values of the base, which has no component.
-var base = []string{"podResources.enabled=false", "peers.enabled=false"}
+var base = []string{"podResources.enabled=false", "peers.enabled=false", "engines.enabled=false"}
 
 // TestEqualsKustomize renders the base, the default install, every component and
 // every pair of them both ways.
@@ -105,10 +106,10 @@ func TestEqualsKustomize(t *testing.T) {
 	folders, err := filepath.Glob(filepath.Join(deploy, "components", "*"))
 	require.NoError(t, err)
 	require.Len(t, components, len(folders), "a component is missing here, and maybe in the chart")
-	sets := [][]string{nil, {"pod-resources", "peers"}}
+	sets := [][]string{nil, {"pod-resources", "peers"}, {"pod-resources", "peers", "engines"}}
 	for i, a := range components {
 		for _, b := range components[:i+1] {
-			needsKubernetes := slices.ContainsFunc([]string{"pod-resources", "peers", "front", "peer-tls", "cert-manager"},
+			needsKubernetes := slices.ContainsFunc([]string{"pod-resources", "peers", "front", "engines", "peer-tls", "cert-manager"},
 				func(name string) bool { return name == b.name })
 			if a.name == "no-kubernetes" && needsKubernetes {
 				continue // TestRefuses

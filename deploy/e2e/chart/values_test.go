@@ -20,6 +20,7 @@ import (
 	"gpuscaler/deploy/e2e/binaries"
 	"gpuscaler/deploy/e2e/cluster"
 	"gpuscaler/profiles"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/shared/snapshot"
 )
 
@@ -109,7 +110,7 @@ func TestFlags(t *testing.T) {
 		"scaler": {[]string{"scaler", "serve"}, []string{
 			"nvml-socket", "nvml-uid", "podresources-uid", "replay", "listen", "http", "tls-cert-file", "tls-private-key-file", "client-ca-file",
 			"profiles", "node-name", "peers", "peer-listen", "peer-tls-cert-file", "peer-tls-private-key-file", "peer-ca-file",
-			"workloads", "kubernetes", "kubeconfig",
+			"workloads", "engines", "kubernetes", "kubeconfig",
 		}},
 		"nvmlsidecar":  {[]string{"nvmlsidecar"}, []string{"socket", "record", "once"}},
 		"podresources": {[]string{"scaler", "podresources"}, []string{"socket", "kubelet-socket", "once"}},
@@ -153,7 +154,11 @@ func requireProfile(t *testing.T, files map[string]any) {
 func TestMetricNames(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(folder, "values.schema.json"))
 	require.NoError(t, err)
-	names, err := json.Marshal(snapshot.MetricNames())
+	all := snapshot.MetricNames()
+	for _, m := range terms.EngineMetrics {
+		all = append(all, m.Name)
+	}
+	names, err := json.Marshal(all)
 	require.NoError(t, err)
 	require.Contains(t, strings.Join(strings.Fields(string(text)), ""), `"metricType":{"anyOf":[{"enum":`+string(names)+"}")
 }

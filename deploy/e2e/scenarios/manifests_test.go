@@ -38,7 +38,7 @@ func TestManifests(t *testing.T) {
 	require.NoError(t, c.Apply(ctx, runtimeClass))
 	restricted := []string{"nvidia-runtime-class", "tls", "mutual-tls", "no-kubernetes"}
 	// What is in the default install, with everything that it goes with.
-	whole := []string{"pod-resources", "peers", "front", "prometheus", "nvidia-runtime-class", "tls", "mutual-tls", "peer-tls"}
+	whole := []string{"pod-resources", "peers", "engines", "front", "prometheus", "nvidia-runtime-class", "tls", "mutual-tls", "peer-tls"}
 	overlays := [][]string{
 		nil, {"nvidia-runtime-class"}, {"no-kubernetes"}, {"tls"}, {"tls", "mutual-tls"}, restricted,
 		{"prometheus"}, {"gke"}, {"nvidia-volume-mounts"}, {"pod-resources"}, {"pod-resources", "peers"}, whole,
@@ -66,7 +66,7 @@ func TestManifests(t *testing.T) {
 	}))
 	manifests, err := cluster.Kustomize(filepath.Join(repo, "deploy", "default"))
 	require.NoError(t, err)
-	require.Equal(t, overlay(t, "pod-resources", "peers"), manifests, "the default install")
+	require.Equal(t, overlay(t, "pod-resources", "peers", "engines"), manifests, "the default install")
 	require.NoError(t, c.AddTypes(ctx, "cert-manager"))
 	require.NoError(t, cluster.Until(ctx, func(ctx context.Context) error { // a type is served some time after it was made
 		return c.Apply(ctx, overlay(t, "pod-resources", "peers", "peer-tls", "cert-manager"))

@@ -15,7 +15,7 @@ func TestBadMetadataIsToldToTheUser(t *testing.T) {
 		"typo":        {[]string{"targetVallue", "80"}, []string{`targetVallue: unknown key; did you mean "targetValue"`}},
 		"percent":     {[]string{"targetValue", "80%"}, []string{`targetValue: "80%" is not a number; allowed is`}},
 		"zero":        {[]string{"targetValue", "0"}, []string{`targetValue: "0"`, "above 0"}},
-		"profile":     {[]string{"profile", "vllm"}, []string{`profile: "vllm" is unknown; did you mean "vllm-inference"?`}},
+		"profile":     {[]string{"profile", "vllm"}, []string{`profile: "vllm" is unknown; did you mean "llm"?`}},
 		"metric":      {[]string{"metricType", "gpu_utilisation"}, []string{`metricType: "gpu_utilisation"`, `"gpu_utilization"`}},
 		"window":      {[]string{"window", "2m"}, []string{`window: "2m"`, "15s"}},
 		"beyond":      {[]string{"profile", "triton-inference", "gpuIndex", "99"}, []string{"gpuIndex: 99 is beyond", "1 GPU"}},

@@ -81,7 +81,7 @@ func TestRealNode(t *testing.T) {
 	ca, err := pki.NewCA("ours")
 	s.must(err)
 	s.must(applySecrets(ctx, ca))
-	require.NoError(t, shared.Apply(ctx, overlayWith(t, frontsOnRealNode, "nvidia-runtime-class", "pod-resources", "peers", "front", "peer-tls")))
+	require.NoError(t, shared.Apply(ctx, overlayWith(t, frontsOnRealNode, "nvidia-runtime-class", "pod-resources", "peers", "engines", "front", "peer-tls")))
 	rollOut()
 	s.eventually("two fronts are ready", frontsReady(ctx))
 	securityIsAsWritten(ctx, t, node, map[string]int{"scaler": 65532, "nvmlsidecar": 65533, "podresources": 0})

@@ -132,7 +132,7 @@ func playNodes(nodes int) error {
 		if err != nil {
 			return err
 		}
-		s := peer.NewServer(newNode(i, nodes), "bench", interval, nil, slog.New(slog.DiscardHandler))
+		s := peer.NewServer(newNode(i, nodes), nil, "bench", interval, nil, slog.New(slog.DiscardHandler))
 		go func() { failed <- s.Run(ctx, counted{l, &bytes}) }()
 	}
 	go func() {

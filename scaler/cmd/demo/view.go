@@ -19,6 +19,7 @@ import (
 	"gpuscaler/profiles"
 	"gpuscaler/scaler/replicas"
 	gpustatus "gpuscaler/scaler/status"
+	"gpuscaler/scaler/terms"
 )
 
 // view asks the scaler over its two ports, as KEDA and a person would, and
@@ -145,6 +146,9 @@ func (v *view) triggers(ctx context.Context, w io.Writer) {
 	_, _ = fmt.Fprintln(table, "profile\tmetric\tvalue\ttarget\tactive\treplicas, from 1 (AverageValue)")
 	for _, name := range profiles.Builtin().Names() {
 		p, _ := profiles.Builtin().Get(name)
+		if terms.IsEngine(p.Metric) {
+			continue // there is no engine here
+		}
 		ref := &pb.ScaledObjectRef{Name: "demo", Namespace: "demo", ScalerMetadata: map[string]string{"profile": name}}
 		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\n", name, p.Metric.Name, v.ask(ctx, ref))
 	}

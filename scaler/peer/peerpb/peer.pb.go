@@ -30,6 +30,164 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Asks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Asks          []*Ask                 `protobuf:"bytes,1,rep,name=asks,proto3" json:"asks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Asks) Reset() {
+	*x = Asks{}
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Asks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Asks) ProtoMessage() {}
+
+func (x *Asks) ProtoReflect() protoreflect.Message {
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Asks.ProtoReflect.Descriptor instead.
+func (*Asks) Descriptor() ([]byte, []int) {
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Asks) GetAsks() []*Ask {
+	if x != nil {
+		return x.Asks
+	}
+	return nil
+}
+
+type Ask struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose engine, and how it is read; see Engine.
+	Uid    string `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	Engine string `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	Port   uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Path   string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	// Quantile of the latencies; 0: none.
+	Quantile      float64 `protobuf:"fixed64,5,opt,name=quantile,proto3" json:"quantile,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ask) Reset() {
+	*x = Ask{}
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ask) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ask) ProtoMessage() {}
+
+func (x *Ask) ProtoReflect() protoreflect.Message {
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ask.ProtoReflect.Descriptor instead.
+func (*Ask) Descriptor() ([]byte, []int) {
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Ask) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *Ask) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *Ask) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Ask) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Ask) GetQuantile() float64 {
+	if x != nil {
+		return x.Quantile
+	}
+	return 0
+}
+
+type AskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AskResponse) Reset() {
+	*x = AskResponse{}
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskResponse) ProtoMessage() {}
+
+func (x *AskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskResponse.ProtoReflect.Descriptor instead.
+func (*AskResponse) Descriptor() ([]byte, []int) {
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{2}
+}
+
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Node and version of who asks, for logs.
@@ -44,7 +202,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[0]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -56,7 +214,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[0]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -69,7 +227,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{0}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *WatchRequest) GetName() string {
@@ -112,14 +270,16 @@ type State struct {
 	Young []*Young `protobuf:"bytes,8,rep,name=young,proto3" json:"young,omitempty"`
 	// In the first message only: what the sender last received of the receiver's node,
 	// from before that one's scaler began.
-	Recalled      []*Recalled `protobuf:"bytes,9,rep,name=recalled,proto3" json:"recalled,omitempty"`
+	Recalled []*Recalled `protobuf:"bytes,9,rep,name=recalled,proto3" json:"recalled,omitempty"`
+	// In the order of the layout's engines.
+	Engines       []*EngineReading `protobuf:"bytes,10,rep,name=engines,proto3" json:"engines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[1]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -131,7 +291,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[1]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -144,7 +304,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{1}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *State) GetLayout() *Layout {
@@ -210,6 +370,77 @@ func (x *State) GetRecalled() []*Recalled {
 	return nil
 }
 
+func (x *State) GetEngines() []*EngineReading {
+	if x != nil {
+		return x.Engines
+	}
+	return nil
+}
+
+// EngineReading is what the inference engine of a pod says.
+type EngineReading struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long ago its newest answer came, in microseconds; absent: none ever did.
+	AgeUs *int64 `protobuf:"varint,1,opt,name=age_us,json=ageUs,proto3,oneof" json:"age_us,omitempty"`
+	// Why it cannot be read now, or empty.
+	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// By positions in the layout's engine_metrics.
+	Means         *Means `protobuf:"bytes,3,opt,name=means,proto3" json:"means,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EngineReading) Reset() {
+	*x = EngineReading{}
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EngineReading) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EngineReading) ProtoMessage() {}
+
+func (x *EngineReading) ProtoReflect() protoreflect.Message {
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EngineReading.ProtoReflect.Descriptor instead.
+func (*EngineReading) Descriptor() ([]byte, []int) {
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *EngineReading) GetAgeUs() int64 {
+	if x != nil && x.AgeUs != nil {
+		return *x.AgeUs
+	}
+	return 0
+}
+
+func (x *EngineReading) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *EngineReading) GetMeans() *Means {
+	if x != nil {
+		return x.Means
+	}
+	return nil
+}
+
 type Young struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Position in the layout's pods.
@@ -222,7 +453,7 @@ type Young struct {
 
 func (x *Young) Reset() {
 	*x = Young{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[2]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -234,7 +465,7 @@ func (x *Young) String() string {
 func (*Young) ProtoMessage() {}
 
 func (x *Young) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[2]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -247,7 +478,7 @@ func (x *Young) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Young.ProtoReflect.Descriptor instead.
 func (*Young) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{2}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Young) GetPod() uint32 {
@@ -279,7 +510,7 @@ type Recalled struct {
 
 func (x *Recalled) Reset() {
 	*x = Recalled{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[3]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -291,7 +522,7 @@ func (x *Recalled) String() string {
 func (*Recalled) ProtoMessage() {}
 
 func (x *Recalled) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[3]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -304,7 +535,7 @@ func (x *Recalled) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recalled.ProtoReflect.Descriptor instead.
 func (*Recalled) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{3}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Recalled) GetId() string {
@@ -354,7 +585,7 @@ type Means struct {
 
 func (x *Means) Reset() {
 	*x = Means{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[4]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -366,7 +597,7 @@ func (x *Means) String() string {
 func (*Means) ProtoMessage() {}
 
 func (x *Means) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[4]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -379,7 +610,7 @@ func (x *Means) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Means.ProtoReflect.Descriptor instead.
 func (*Means) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{4}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Means) GetMetrics() []uint32 {
@@ -425,14 +656,18 @@ type Layout struct {
 	// Another number each time that the node's scaler starts.
 	Boot uint64 `protobuf:"varint,10,opt,name=boot,proto3" json:"boot,omitempty"`
 	// The windows are completed already with what a peer recalled.
-	Completed     bool `protobuf:"varint,11,opt,name=completed,proto3" json:"completed,omitempty"`
+	Completed bool `protobuf:"varint,11,opt,name=completed,proto3" json:"completed,omitempty"`
+	// The engines that are read, and the names of what they are read for: a latency's with
+	// its quantile ("engine_ttft_ms/0.95").
+	Engines       []*Engine `protobuf:"bytes,12,rep,name=engines,proto3" json:"engines,omitempty"`
+	EngineMetrics []string  `protobuf:"bytes,13,rep,name=engine_metrics,json=engineMetrics,proto3" json:"engine_metrics,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Layout) Reset() {
 	*x = Layout{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[5]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -444,7 +679,7 @@ func (x *Layout) String() string {
 func (*Layout) ProtoMessage() {}
 
 func (x *Layout) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[5]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -457,7 +692,7 @@ func (x *Layout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Layout.ProtoReflect.Descriptor instead.
 func (*Layout) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{5}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Layout) GetNode() string {
@@ -537,6 +772,116 @@ func (x *Layout) GetCompleted() bool {
 	return false
 }
 
+func (x *Layout) GetEngines() []*Engine {
+	if x != nil {
+		return x.Engines
+	}
+	return nil
+}
+
+func (x *Layout) GetEngineMetrics() []string {
+	if x != nil {
+		return x.EngineMetrics
+	}
+	return nil
+}
+
+type Engine struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pod's UID, and what was asked for: which engine, or empty for any; port and path,
+	// or 0 and empty where the pod is searched.
+	Uid    string `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	Engine string `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	Port   uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Path   string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	// Which engine it is, and where it is read; empty: not known yet.
+	Name    string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	Address string `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	// The metrics that it has, without quantiles.
+	Metrics       []string `protobuf:"bytes,7,rep,name=metrics,proto3" json:"metrics,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Engine) Reset() {
+	*x = Engine{}
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Engine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Engine) ProtoMessage() {}
+
+func (x *Engine) ProtoReflect() protoreflect.Message {
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Engine.ProtoReflect.Descriptor instead.
+func (*Engine) Descriptor() ([]byte, []int) {
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Engine) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *Engine) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *Engine) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Engine) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Engine) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Engine) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Engine) GetMetrics() []string {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
 type Device struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -553,7 +898,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[6]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +910,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[6]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +923,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{6}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Device) GetId() string {
@@ -663,7 +1008,7 @@ type Pod struct {
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[7]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +1020,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[7]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +1033,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{7}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Pod) GetNamespace() string {
@@ -805,7 +1150,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[8]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +1162,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[8]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +1175,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{8}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Share) GetDevice() uint32 {
@@ -896,7 +1241,7 @@ type Reading struct {
 
 func (x *Reading) Reset() {
 	*x = Reading{}
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[9]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +1253,7 @@ func (x *Reading) String() string {
 func (*Reading) ProtoMessage() {}
 
 func (x *Reading) ProtoReflect() protoreflect.Message {
-	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[9]
+	mi := &file_scaler_peer_peerpb_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +1266,7 @@ func (x *Reading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reading.ProtoReflect.Descriptor instead.
 func (*Reading) Descriptor() ([]byte, []int) {
-	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{9}
+	return file_scaler_peer_peerpb_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Reading) GetAgeUs() int64 {
@@ -991,11 +1336,20 @@ var File_scaler_peer_peerpb_peer_proto protoreflect.FileDescriptor
 
 const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1dscaler/peer/peerpb/peer.proto\x12\x11gpuscaler.peer.v1\"P\n" +
+	"\x1dscaler/peer/peerpb/peer.proto\x12\x11gpuscaler.peer.v1\"2\n" +
+	"\x04Asks\x12*\n" +
+	"\x04asks\x18\x01 \x03(\v2\x16.gpuscaler.peer.v1.AskR\x04asks\"s\n" +
+	"\x03Ask\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x16\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x12\x1a\n" +
+	"\bquantile\x18\x05 \x01(\x01R\bquantile\"\r\n" +
+	"\vAskResponse\"P\n" +
 	"\fWatchRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x12\n" +
-	"\x04boot\x18\x03 \x01(\x04R\x04boot\"\xa4\x03\n" +
+	"\x04boot\x18\x03 \x01(\x04R\x04boot\"\xe0\x03\n" +
 	"\x05State\x121\n" +
 	"\x06layout\x18\x01 \x01(\v2\x19.gpuscaler.peer.v1.LayoutR\x06layout\x12\x1d\n" +
 	"\n" +
@@ -1007,9 +1361,16 @@ const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"\x06reader\x18\x06 \x01(\tR\x06reader\x12\x14\n" +
 	"\x05error\x18\a \x01(\tR\x05error\x12.\n" +
 	"\x05young\x18\b \x03(\v2\x18.gpuscaler.peer.v1.YoungR\x05young\x127\n" +
-	"\brecalled\x18\t \x03(\v2\x1b.gpuscaler.peer.v1.RecalledR\brecalledB\x0f\n" +
+	"\brecalled\x18\t \x03(\v2\x1b.gpuscaler.peer.v1.RecalledR\brecalled\x12:\n" +
+	"\aengines\x18\n" +
+	" \x03(\v2 .gpuscaler.peer.v1.EngineReadingR\aenginesB\x0f\n" +
 	"\r_heard_age_usB\x13\n" +
-	"\x11_allocated_age_us\"K\n" +
+	"\x11_allocated_age_us\"|\n" +
+	"\rEngineReading\x12\x1a\n" +
+	"\x06age_us\x18\x01 \x01(\x03H\x00R\x05ageUs\x88\x01\x01\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12.\n" +
+	"\x05means\x18\x03 \x01(\v2\x18.gpuscaler.peer.v1.MeansR\x05meansB\t\n" +
+	"\a_age_us\"K\n" +
 	"\x05Young\x12\x10\n" +
 	"\x03pod\x18\x01 \x01(\rR\x03pod\x120\n" +
 	"\x06shares\x18\x02 \x03(\v2\x18.gpuscaler.peer.v1.MeansR\x06shares\"\x8c\x01\n" +
@@ -1022,7 +1383,7 @@ const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"\x05Means\x12\x18\n" +
 	"\ametrics\x18\x01 \x03(\rR\ametrics\x12\x14\n" +
 	"\x05means\x18\x02 \x03(\x12R\x05means\x12\x1a\n" +
-	"\bcoverage\x18\x03 \x03(\rR\bcoverage\"\xce\x02\n" +
+	"\bcoverage\x18\x03 \x03(\rR\bcoverage\"\xaa\x03\n" +
 	"\x06Layout\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x18\n" +
@@ -1036,7 +1397,17 @@ const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"\awindows\x18\t \x03(\rR\awindows\x12\x12\n" +
 	"\x04boot\x18\n" +
 	" \x01(\x04R\x04boot\x12\x1c\n" +
-	"\tcompleted\x18\v \x01(\bR\tcompleted\"\xd4\x01\n" +
+	"\tcompleted\x18\v \x01(\bR\tcompleted\x123\n" +
+	"\aengines\x18\f \x03(\v2\x19.gpuscaler.peer.v1.EngineR\aengines\x12%\n" +
+	"\x0eengine_metrics\x18\r \x03(\tR\rengineMetrics\"\xa2\x01\n" +
+	"\x06Engine\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x16\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x06 \x01(\tR\aaddress\x12\x18\n" +
+	"\ametrics\x18\a \x03(\tR\ametrics\"\xd4\x01\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x14\n" +
@@ -1088,9 +1459,10 @@ const file_scaler_peer_peerpb_peer_proto_rawDesc = "" +
 	"\x06worked\x18\t \x01(\bR\x06worked\x1a9\n" +
 	"\vFailedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012M\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012\x8f\x01\n" +
 	"\x05Peers\x12D\n" +
-	"\x05Watch\x12\x1f.gpuscaler.peer.v1.WatchRequest\x1a\x18.gpuscaler.peer.v1.State0\x01B\x1eZ\x1cgpuscaler/scaler/peer/peerpbb\x06proto3"
+	"\x05Watch\x12\x1f.gpuscaler.peer.v1.WatchRequest\x1a\x18.gpuscaler.peer.v1.State0\x01\x12@\n" +
+	"\x03Ask\x12\x17.gpuscaler.peer.v1.Asks\x1a\x1e.gpuscaler.peer.v1.AskResponse(\x01B\x1eZ\x1cgpuscaler/scaler/peer/peerpbb\x06proto3"
 
 var (
 	file_scaler_peer_peerpb_peer_proto_rawDescOnce sync.Once
@@ -1104,40 +1476,51 @@ func file_scaler_peer_peerpb_peer_proto_rawDescGZIP() []byte {
 	return file_scaler_peer_peerpb_peer_proto_rawDescData
 }
 
-var file_scaler_peer_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_scaler_peer_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_scaler_peer_peerpb_peer_proto_goTypes = []any{
-	(*WatchRequest)(nil), // 0: gpuscaler.peer.v1.WatchRequest
-	(*State)(nil),        // 1: gpuscaler.peer.v1.State
-	(*Young)(nil),        // 2: gpuscaler.peer.v1.Young
-	(*Recalled)(nil),     // 3: gpuscaler.peer.v1.Recalled
-	(*Means)(nil),        // 4: gpuscaler.peer.v1.Means
-	(*Layout)(nil),       // 5: gpuscaler.peer.v1.Layout
-	(*Device)(nil),       // 6: gpuscaler.peer.v1.Device
-	(*Pod)(nil),          // 7: gpuscaler.peer.v1.Pod
-	(*Share)(nil),        // 8: gpuscaler.peer.v1.Share
-	(*Reading)(nil),      // 9: gpuscaler.peer.v1.Reading
-	nil,                  // 10: gpuscaler.peer.v1.Pod.LabelsEntry
-	nil,                  // 11: gpuscaler.peer.v1.Reading.FailedEntry
+	(*Asks)(nil),          // 0: gpuscaler.peer.v1.Asks
+	(*Ask)(nil),           // 1: gpuscaler.peer.v1.Ask
+	(*AskResponse)(nil),   // 2: gpuscaler.peer.v1.AskResponse
+	(*WatchRequest)(nil),  // 3: gpuscaler.peer.v1.WatchRequest
+	(*State)(nil),         // 4: gpuscaler.peer.v1.State
+	(*EngineReading)(nil), // 5: gpuscaler.peer.v1.EngineReading
+	(*Young)(nil),         // 6: gpuscaler.peer.v1.Young
+	(*Recalled)(nil),      // 7: gpuscaler.peer.v1.Recalled
+	(*Means)(nil),         // 8: gpuscaler.peer.v1.Means
+	(*Layout)(nil),        // 9: gpuscaler.peer.v1.Layout
+	(*Engine)(nil),        // 10: gpuscaler.peer.v1.Engine
+	(*Device)(nil),        // 11: gpuscaler.peer.v1.Device
+	(*Pod)(nil),           // 12: gpuscaler.peer.v1.Pod
+	(*Share)(nil),         // 13: gpuscaler.peer.v1.Share
+	(*Reading)(nil),       // 14: gpuscaler.peer.v1.Reading
+	nil,                   // 15: gpuscaler.peer.v1.Pod.LabelsEntry
+	nil,                   // 16: gpuscaler.peer.v1.Reading.FailedEntry
 }
 var file_scaler_peer_peerpb_peer_proto_depIdxs = []int32{
-	5,  // 0: gpuscaler.peer.v1.State.layout:type_name -> gpuscaler.peer.v1.Layout
-	9,  // 1: gpuscaler.peer.v1.State.readings:type_name -> gpuscaler.peer.v1.Reading
-	2,  // 2: gpuscaler.peer.v1.State.young:type_name -> gpuscaler.peer.v1.Young
-	3,  // 3: gpuscaler.peer.v1.State.recalled:type_name -> gpuscaler.peer.v1.Recalled
-	4,  // 4: gpuscaler.peer.v1.Young.shares:type_name -> gpuscaler.peer.v1.Means
-	4,  // 5: gpuscaler.peer.v1.Recalled.means:type_name -> gpuscaler.peer.v1.Means
-	6,  // 6: gpuscaler.peer.v1.Layout.devices:type_name -> gpuscaler.peer.v1.Device
-	7,  // 7: gpuscaler.peer.v1.Layout.pods:type_name -> gpuscaler.peer.v1.Pod
-	10, // 8: gpuscaler.peer.v1.Pod.labels:type_name -> gpuscaler.peer.v1.Pod.LabelsEntry
-	8,  // 9: gpuscaler.peer.v1.Pod.shares:type_name -> gpuscaler.peer.v1.Share
-	11, // 10: gpuscaler.peer.v1.Reading.failed:type_name -> gpuscaler.peer.v1.Reading.FailedEntry
-	0,  // 11: gpuscaler.peer.v1.Peers.Watch:input_type -> gpuscaler.peer.v1.WatchRequest
-	1,  // 12: gpuscaler.peer.v1.Peers.Watch:output_type -> gpuscaler.peer.v1.State
-	12, // [12:13] is the sub-list for method output_type
-	11, // [11:12] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	1,  // 0: gpuscaler.peer.v1.Asks.asks:type_name -> gpuscaler.peer.v1.Ask
+	9,  // 1: gpuscaler.peer.v1.State.layout:type_name -> gpuscaler.peer.v1.Layout
+	14, // 2: gpuscaler.peer.v1.State.readings:type_name -> gpuscaler.peer.v1.Reading
+	6,  // 3: gpuscaler.peer.v1.State.young:type_name -> gpuscaler.peer.v1.Young
+	7,  // 4: gpuscaler.peer.v1.State.recalled:type_name -> gpuscaler.peer.v1.Recalled
+	5,  // 5: gpuscaler.peer.v1.State.engines:type_name -> gpuscaler.peer.v1.EngineReading
+	8,  // 6: gpuscaler.peer.v1.EngineReading.means:type_name -> gpuscaler.peer.v1.Means
+	8,  // 7: gpuscaler.peer.v1.Young.shares:type_name -> gpuscaler.peer.v1.Means
+	8,  // 8: gpuscaler.peer.v1.Recalled.means:type_name -> gpuscaler.peer.v1.Means
+	11, // 9: gpuscaler.peer.v1.Layout.devices:type_name -> gpuscaler.peer.v1.Device
+	12, // 10: gpuscaler.peer.v1.Layout.pods:type_name -> gpuscaler.peer.v1.Pod
+	10, // 11: gpuscaler.peer.v1.Layout.engines:type_name -> gpuscaler.peer.v1.Engine
+	15, // 12: gpuscaler.peer.v1.Pod.labels:type_name -> gpuscaler.peer.v1.Pod.LabelsEntry
+	13, // 13: gpuscaler.peer.v1.Pod.shares:type_name -> gpuscaler.peer.v1.Share
+	16, // 14: gpuscaler.peer.v1.Reading.failed:type_name -> gpuscaler.peer.v1.Reading.FailedEntry
+	3,  // 15: gpuscaler.peer.v1.Peers.Watch:input_type -> gpuscaler.peer.v1.WatchRequest
+	0,  // 16: gpuscaler.peer.v1.Peers.Ask:input_type -> gpuscaler.peer.v1.Asks
+	4,  // 17: gpuscaler.peer.v1.Peers.Watch:output_type -> gpuscaler.peer.v1.State
+	2,  // 18: gpuscaler.peer.v1.Peers.Ask:output_type -> gpuscaler.peer.v1.AskResponse
+	17, // [17:19] is the sub-list for method output_type
+	15, // [15:17] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_scaler_peer_peerpb_peer_proto_init() }
@@ -1145,14 +1528,15 @@ func file_scaler_peer_peerpb_peer_proto_init() {
 	if File_scaler_peer_peerpb_peer_proto != nil {
 		return
 	}
-	file_scaler_peer_peerpb_peer_proto_msgTypes[1].OneofWrappers = []any{}
+	file_scaler_peer_peerpb_peer_proto_msgTypes[4].OneofWrappers = []any{}
+	file_scaler_peer_peerpb_peer_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_scaler_peer_peerpb_peer_proto_rawDesc), len(file_scaler_peer_peerpb_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,6 +29,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Peers_Watch_FullMethodName = "/gpuscaler.peer.v1.Peers/Watch"
+	Peers_Ask_FullMethodName   = "/gpuscaler.peer.v1.Peers/Ask"
 )
 
 // PeersClient is the client API for Peers service.
@@ -38,6 +39,9 @@ type PeersClient interface {
 	// Watch tells of the node at once, and from then on every --peer-interval and
 	// soon after its pods have changed. The stream ends cleanly when it is old.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[State], error)
+	// Ask has the node's scaler read the engines of the pods that are asked for, for as
+	// long as the stream is open; each message replaces the one before.
+	Ask(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[Asks, AskResponse], error)
 }
 
 type peersClient struct {
@@ -67,6 +71,19 @@ func (c *peersClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Peers_WatchClient = grpc.ServerStreamingClient[State]
 
+func (c *peersClient) Ask(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[Asks, AskResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Peers_ServiceDesc.Streams[1], Peers_Ask_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[Asks, AskResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Peers_AskClient = grpc.ClientStreamingClient[Asks, AskResponse]
+
 // PeersServer is the server API for Peers service.
 // All implementations must embed UnimplementedPeersServer
 // for forward compatibility.
@@ -74,6 +91,9 @@ type PeersServer interface {
 	// Watch tells of the node at once, and from then on every --peer-interval and
 	// soon after its pods have changed. The stream ends cleanly when it is old.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[State]) error
+	// Ask has the node's scaler read the engines of the pods that are asked for, for as
+	// long as the stream is open; each message replaces the one before.
+	Ask(grpc.ClientStreamingServer[Asks, AskResponse]) error
 	mustEmbedUnimplementedPeersServer()
 }
 
@@ -86,6 +106,9 @@ type UnimplementedPeersServer struct{}
 
 func (UnimplementedPeersServer) Watch(*WatchRequest, grpc.ServerStreamingServer[State]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedPeersServer) Ask(grpc.ClientStreamingServer[Asks, AskResponse]) error {
+	return status.Error(codes.Unimplemented, "method Ask not implemented")
 }
 func (UnimplementedPeersServer) mustEmbedUnimplementedPeersServer() {}
 func (UnimplementedPeersServer) testEmbeddedByValue()               {}
@@ -119,6 +142,13 @@ func _Peers_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Peers_WatchServer = grpc.ServerStreamingServer[State]
 
+func _Peers_Ask_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(PeersServer).Ask(&grpc.GenericServerStream[Asks, AskResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Peers_AskServer = grpc.ClientStreamingServer[Asks, AskResponse]
+
 // Peers_ServiceDesc is the grpc.ServiceDesc for Peers service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -131,6 +161,11 @@ var Peers_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "Watch",
 			Handler:       _Peers_Watch_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "Ask",
+			Handler:       _Peers_Ask_Handler,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "scaler/peer/peerpb/peer.proto",

@@ -1,0 +1,68 @@
+package engines
+
+import (
+	"context"
+	"sync"
+)
+
+const (
+	// atOnce is how many engines of a node are read at the same time, ofNamespace how many
+	// of one namespace: pods that hang take the time of their own namespace alone.
+	atOnce      = 16
+	ofNamespace = 4
+)
+
+// slots bounds how many engines are read at the same time.
+type slots struct {
+	all chan struct{}
+
+	mu         sync.Mutex
+	namespaces map[string]*places
+}
+
+// places are those of one namespace.
+type places struct {
+	taken chan struct{}
+	users int // that have one or wait for one
+}
+
+func newSlots() *slots {
+	return &slots{all: make(chan struct{}, atOnce), namespaces: map[string]*places{}}
+}
+
+// take waits for a slot. Who got one calls free; ok is false when ctx is done.
+func (s *slots) take(ctx context.Context, namespace string) (free func(), ok bool) {
+	s.mu.Lock()
+	p := s.namespaces[namespace]
+	if p == nil {
+		p = &places{taken: make(chan struct{}, ofNamespace)}
+		s.namespaces[namespace] = p
+	}
+	p.users++
+	s.mu.Unlock()
+	leave := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if p.users--; p.users == 0 {
+			delete(s.namespaces, namespace)
+		}
+	}
+	select {
+	case p.taken <- struct{}{}:
+	case <-ctx.Done():
+		leave()
+		return nil, false
+	}
+	select {
+	case s.all <- struct{}{}:
+	case <-ctx.Done():
+		<-p.taken
+		leave()
+		return nil, false
+	}
+	return func() {
+		<-s.all
+		<-p.taken
+		leave()
+	}, true
+}
