@@ -120,7 +120,7 @@ func TestParseBad(t *testing.T) {
 	for _, m := range terms.EngineMetrics {
 		names = append(names, m.Name)
 	}
-	metrics := strings.Join(names, ", ") + " and x_<name>"
+	metrics := strings.Join(append(names, terms.Queue.Name), ", ") + " and x_<name>"
 	with := func(key, value string) []byte { return text("ours", map[string]string{key: value}) }
 	for _, c := range []struct {
 		data []byte

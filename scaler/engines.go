@@ -5,16 +5,19 @@ import (
 	"log/slog"
 	"time"
 
+	"k8s.io/client-go/rest"
+
 	"gpuscaler/scaler/demand"
 	"gpuscaler/scaler/engines"
 	"gpuscaler/scaler/evaluate"
 	"gpuscaler/scaler/externalscaler"
 	"gpuscaler/scaler/fleet"
+	"gpuscaler/scaler/services"
 	"gpuscaler/scaler/workload"
 )
 
 type engineOptions struct {
-	Engines string `enum:"auto,off" default:"auto" help:"auto: read the inference engines of the pods that triggers with engine metrics are about, over HTTP, where workloads are known. off: never; such triggers are refused."`
+	Engines string `enum:"auto,off" default:"auto" help:"auto: read the inference engines of the pods that triggers with engine metrics are about, and the Services of those with service_queue, over HTTP, where workloads are known. off: never; such triggers are refused."`
 }
 
 // placing is how often it is looked at which pods the wanted engines are in.
@@ -50,6 +53,19 @@ func (c *serveCommand) useEngines(workloads *workload.Resolver, nodes *fleet.Fle
 		run = append(run, engines.New(node, board, log).Run)
 	}
 	return board, run
+}
+
+// useServices has the Services read that triggers are about.
+func (c *serveCommand) useServices(config *rest.Config, workloads *workload.Resolver, service *externalscaler.Service, log *slog.Logger) ([]func(context.Context) error, error) {
+	if c.Engines == "off" || workloads == nil {
+		return nil, nil
+	}
+	reader, err := services.New(config, c.StaleAfter, c.AttributionStaleAfter, log)
+	if err != nil {
+		return nil, err
+	}
+	service.UseServices(reader)
+	return []func(context.Context) error{reader.Run}, nil
 }
 
 // place is which engines of which nodes the wants are about.

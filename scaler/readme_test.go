@@ -33,7 +33,7 @@ func TestReadmeTables(t *testing.T) {
 		}
 		row("`"+m.Name+"`", unit, m.Source)
 	}
-	for _, m := range terms.EngineMetrics {
+	for _, m := range append([]snapshot.Metric{terms.Queue}, terms.EngineMetrics...) {
 		unit := m.Unit
 		if m.Max == 100 {
 			unit += " 0-100"

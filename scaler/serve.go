@@ -126,6 +126,10 @@ func (c *serveCommand) Run(ctx context.Context) error {
 		workloads.UseProfiles(store)
 	}
 	board, withEngines := c.useEngines(workloads, nodes, node, service, log)
+	withServices, err := c.useServices(api, workloads, service, log)
+	if err != nil {
+		return err
+	}
 	mesh, withPeers, err := c.usePeers(api, nodes, workloads, board, service, log)
 	if err != nil {
 		return err
@@ -148,7 +152,7 @@ func (c *serveCommand) Run(ctx context.Context) error {
 			return externalscaler.NewServer(service, ready, encryption, log).Run(ctx, keda)
 		},
 	}
-	run = slices.Concat(run, withAPI, withPeers, withEngines)
+	run = slices.Concat(run, withAPI, withPeers, withEngines, withServices)
 	httpAddress := ""
 	if c.HTTP != "" {
 		var health exporter.Workloads // not a nil *workload.Resolver

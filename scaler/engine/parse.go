@@ -97,29 +97,52 @@ func lineEnded(body []byte) []byte {
 	return append(slices.Clip(body), '\n')
 }
 
-// Count adds up the series of a metric that have all these labels: a gauge's, a
-// counter's, or an untyped one's. Names are compared whole. A metric that is declared and
-// has no series counts 0: a counter with labels has none before its first use. The error
-// says which metrics there are instead.
-func (f Families) Count(metric string, labels map[string]string) (total float64, err error) {
+// Level adds up the series of a gauge, or of an untyped metric, that have all these labels,
+// and says how many they are. Names are compared whole. A metric that is declared and has no
+// series is 0: one with labels has none before its first use. The error says what there is
+// instead.
+func (f Families) Level(metric string, labels map[string]string) (total float64, series int, err error) {
 	family := f[metric]
 	if family == nil {
-		return 0, fmt.Errorf("the answer has no metric %s; %s", terms.Quote(metric), f.have(metric))
+		return 0, 0, fmt.Errorf("the answer has no metric %s; %s", terms.Quote(metric), f.have(metric))
 	}
 	for _, m := range family.GetMetric() {
 		if !has(m, labels) {
 			continue
 		}
-		v, ok := number(family, m)
-		if !ok {
-			return 0, fmt.Errorf("%s is a %s; allowed is a gauge or a counter", terms.Quote(metric), strings.ToLower(family.GetType().String()))
+		var v float64
+		switch family.GetType() {
+		case dto.MetricType_GAUGE:
+			v = m.GetGauge().GetValue()
+		case dto.MetricType_UNTYPED:
+			v = m.GetUntyped().GetValue()
+		case dto.MetricType_COUNTER, dto.MetricType_SUMMARY, dto.MetricType_HISTOGRAM, dto.MetricType_GAUGE_HISTOGRAM: // what only grows, or is several numbers
+			return 0, 0, fmt.Errorf("%s is a %s; allowed is a gauge", terms.Quote(metric), strings.ToLower(family.GetType().String()))
 		}
 		if !sensible(v) {
-			return 0, fmt.Errorf("%s stands at %v; allowed is a number from 0 to %g", terms.Quote(metric), v, maxValue)
+			return 0, 0, fmt.Errorf("%s stands at %v; allowed is a number from 0 to %g", terms.Quote(metric), v, maxValue)
 		}
 		total += v
+		series++
 	}
-	return total, nil
+	return total, series, nil
+}
+
+// Labels are those of a metric's series, for people: "{handler=metrics,server=srv1}", the
+// first few.
+func (f Families) Labels(metric string) string {
+	const most = 8
+	var all []string
+	for _, m := range f[metric].GetMetric() {
+		var pairs []string
+		for _, l := range m.GetLabel() {
+			pairs = append(pairs, l.GetName()+"="+l.GetValue())
+		}
+		if all = append(all, terms.Quote(strings.Join(pairs, ","))); len(all) == most {
+			break
+		}
+	}
+	return terms.List(all)
 }
 
 // sensible says whether something can be counted as this.

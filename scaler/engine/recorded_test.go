@@ -164,7 +164,7 @@ func TestNoMetrics(t *testing.T) {
 	require.ErrorContains(t, err, "the answer has 1 metrics with 20001 series; at most 4096 with 20000 are read")
 }
 
-func TestCount(t *testing.T) {
+func TestLevel(t *testing.T) {
 	f, err := Parse([]byte("# TYPE caddy_requests gauge\ncaddy_requests{handler=\"proxy\",server=\"a\"} 2\ncaddy_requests{handler=\"proxy\",server=\"b\"} 3\n"+
 		"caddy_requests{handler=\"file\",server=\"a\"} 40\n# TYPE queue_total counter\nqueue_total 7\n# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\nbad NaN\n"), text)
 	require.NoError(t, err)
@@ -172,27 +172,30 @@ func TestCount(t *testing.T) {
 		metric string
 		labels map[string]string
 		want   float64
+		series int
 		err    string
 	}{
-		"all":       {"caddy_requests", nil, 45, ""},
-		"label":     {"caddy_requests", map[string]string{"handler": "proxy"}, 5, ""},
-		"labels":    {"caddy_requests", map[string]string{"handler": "proxy", "server": "b"}, 3, ""},
-		"none such": {"caddy_requests", map[string]string{"handler": "none"}, 0, ""},
-		"counter":   {"queue_total", nil, 7, ""},
-		"absent":    {"caddy_request", nil, 0, `the answer has no metric "caddy_request"; "caddy_request" is unknown; did you mean "caddy_requests"?`},
-		"histogram": {"h", nil, 0, `"h" is a histogram; allowed is a gauge or a counter`},
-		"NaN":       {"bad", nil, 0, `"bad" stands at NaN`},
+		"all":       {"caddy_requests", nil, 45, 3, ""},
+		"label":     {"caddy_requests", map[string]string{"handler": "proxy"}, 5, 2, ""},
+		"labels":    {"caddy_requests", map[string]string{"handler": "proxy", "server": "b"}, 3, 1, ""},
+		"none such": {"caddy_requests", map[string]string{"handler": "none"}, 0, 0, ""},
+		"counter":   {"queue_total", nil, 0, 0, `"queue_total" is a counter; allowed is a gauge`},
+		"absent":    {"caddy_request", nil, 0, 0, `the answer has no metric "caddy_request"; "caddy_request" is unknown; did you mean "caddy_requests"?`},
+		"histogram": {"h", nil, 0, 0, `"h" is a histogram; allowed is a gauge`},
+		"NaN":       {"bad", nil, 0, 0, `"bad" stands at NaN`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := f.Count(c.metric, c.labels)
+			got, series, err := f.Level(c.metric, c.labels)
 			if c.err != "" {
 				require.ErrorContains(t, err, c.err)
 				return
 			}
 			require.NoError(t, err)
 			assert.InDelta(t, c.want, got, 0)
+			assert.Equal(t, c.series, series)
 		})
 	}
+	assert.Equal(t, `"handler=proxy,server=a", "handler=proxy,server=b", "handler=file,server=a"`, f.Labels("caddy_requests"))
 }
 
 // TestDecoderPanics: an answer on which the decoder panics is one that cannot be read.

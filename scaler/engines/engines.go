@@ -44,7 +44,7 @@ type Reader struct {
 	node  Node
 	asks  Asks
 	log   *slog.Logger
-	slots *slots
+	slots *scrape.Slots
 	large scrape.Large
 	// linger is how long: see linger.
 	linger time.Duration
@@ -58,7 +58,7 @@ type Reader struct {
 
 // New makes a reader. It connects to nobody before somebody asks.
 func New(node Node, asks Asks, log *slog.Logger) *Reader {
-	return &Reader{node: node, asks: asks, log: log, slots: newSlots(), large: scrape.NewLarge(), linger: linger, known: map[fleet.EngineKey]*fleet.Engine{}}
+	return &Reader{node: node, asks: asks, log: log, slots: scrape.NewSlots(), large: scrape.NewLarge(), linger: linger, known: map[fleet.EngineKey]*fleet.Engine{}}
 }
 
 // Run reads until ctx is done.

@@ -74,7 +74,7 @@ func (t *target) run(ctx context.Context) {
 			return
 		case <-time.After(wait):
 		}
-		free, ok := t.r.slots.take(ctx, t.pod.Load().Namespace)
+		free, ok := t.r.slots.Take(ctx, t.pod.Load().Namespace)
 		if !ok {
 			return
 		}

@@ -168,7 +168,7 @@ func TestEnginesFail(t *testing.T) {
 	}
 	tr := parse(t, metadata{"profile": "llm"})
 	_, err := Evaluate(tr, &fleet.Node{Name: "a"}, at(nowSecond), staleAfter)
-	assert.ErrorContains(t, err, "engine_saturation is of a workload's pods")
+	assert.ErrorContains(t, err, "engine_saturation is about a workload")
 }
 
 // TestEnginesYoung: a pod counts once there are 15 s of its engine since it became ready;

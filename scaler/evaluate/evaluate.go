@@ -122,8 +122,8 @@ func checkScope(t *trigger.Trigger) error {
 		return fail(Impossible, "scope: workload needs the Kubernetes API and --workloads=auto, which this scaler does not have; use scope: node")
 	case t.Scope == trigger.ScopeCluster:
 		return fail(Impossible, "scope: cluster needs the other nodes, and this scaler knows only its own (--peers); use scope: node")
-	case terms.IsEngine(t.Metric):
-		return fail(Impossible, "metricType: %s is of a workload's pods, and needs the Kubernetes API and --workloads=auto, which this scaler does not have", t.Metric.Name)
+	case terms.IsEngine(t.Metric), terms.IsQueue(t.Metric):
+		return fail(Impossible, "metricType: %s is about a workload, and needs the Kubernetes API and --workloads=auto, which this scaler does not have", t.Metric.Name)
 	case t.Container != "":
 		return fail(Impossible, "container: needs the Kubernetes API and --workloads=auto, which this scaler does not have; leave it out to scale on the node's GPUs")
 	case t.PodSelector != "":

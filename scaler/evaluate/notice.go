@@ -17,6 +17,7 @@ const (
 	UnsupportedSharing = "UnsupportedSharing"
 	SharedDevice       = "SharedDevice"
 	EndpointIgnored    = "EndpointIgnored"
+	NoSeries           = "NoSeries"
 )
 
 // Notice is something that the ScaledObject's author should know.
@@ -43,7 +44,7 @@ func (d *Decision) noticeSettings(t *trigger.Trigger, w *Workload, limits Limits
 	}
 	if w.NothingWakes && !t.AlwaysActive {
 		d.notice(NothingWakesIt, "minReplicaCount is 0, and no trigger can become active without a running pod: at zero replicas no GPU is read. "+
-			"Add a trigger on what is in front of the workload, like a queue or a request rate, or set minReplicaCount: 1")
+			"Add a trigger on what is in front of the workload, like metricType service_queue, or set minReplicaCount: 1")
 	}
 	if w.Composite == "" {
 		return

@@ -35,6 +35,9 @@ type Workload struct {
 	// Composite is the target type of the ScaledObject's scalingModifiers; "" where it
 	// has no formula.
 	Composite trigger.TargetType
+	// Guess: none of the ScaledObject's triggers has the metadata that TargetType is for; it
+	// may have been edited just now.
+	Guess bool
 	// NothingWakes: it may be scaled to zero, and all of its triggers need a running
 	// pod to become active.
 	NothingWakes bool
@@ -207,16 +210,9 @@ func (d *Decision) Gaps() int {
 
 // decide asks for what the HPA would do with these pods.
 func (d *Decision) decide(t *trigger.Trigger, w *Workload, limits Limits) replicas.Decision {
-	kind := w.TargetType
-	if kind == "" {
-		kind = t.TargetType
-	}
-	if w.Composite != "" {
-		kind = w.Composite
-	}
 	in := replicas.Workload{
 		Spec: w.Spec, Status: w.Status, Target: t.Target, Tolerance: w.tolerances(limits),
-		PerPod: kind != trigger.Value, Terminating: d.terminating, Composite: w.Composite != "",
+		PerPod: w.kind(t) != trigger.Value, Terminating: d.terminating, Composite: w.Composite != "",
 	}
 	in.Pods = make([]replicas.Pod, 0, len(d.Pods))
 	for i := range d.Pods {

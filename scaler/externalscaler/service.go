@@ -84,6 +84,7 @@ type Service struct {
 	limits    evaluate.Limits
 	workloads Workloads // nil: there are none
 	engines   Engines   // nil: none are read
+	services  Services  // nil: likewise
 	refusals  Refusals
 	log       *slog.Logger
 	journal   *journal
@@ -214,6 +215,9 @@ func (s *Service) decide(t *trigger.Trigger, ref *pb.ScaledObjectRef) (evaluate.
 		w, err := s.workload(t, ref)
 		if err != nil {
 			return evaluate.Decision{}, err
+		}
+		if terms.IsQueue(t.Metric) {
+			return s.decideForQueue(t, ref, w)
 		}
 		return s.decideForWorkload(t, ref, w)
 	case t.Scope == trigger.ScopeCluster && s.peers != nil:

@@ -26,6 +26,7 @@ func (s *Service) StreamIsActive(ref *pb.ScaledObjectRef, stream grpc.ServerStre
 	for {
 		s.asked()
 		updated := s.fleet.Updated() // taken before the data: no change is missed
+		queue := s.queueUpdated(&t)
 		active, err := s.active(&t, ref)
 		if err == nil && (!sent || active != last || (active && beat)) {
 			if err := stream.Send(&pb.IsActiveResponse{Result: active}); err != nil {
@@ -36,6 +37,7 @@ func (s *Service) StreamIsActive(ref *pb.ScaledObjectRef, stream grpc.ServerStre
 		beat = false
 		select {
 		case <-updated:
+		case <-queue:
 		case <-changed:
 			changed = s.profiles.Changed()
 			if t, err = s.trigger(ref); err != nil {

@@ -93,6 +93,8 @@ const (
 	WouldReverse Reason = "values assumed for pods that start or are missing would reverse the direction"
 	// NoneCounts: no pod counts, so the replica count is kept.
 	NoneCounts Reason = "no pod is ready and has a value"
+	// ByTotal: the total, of what is none of the pods', over the target.
+	ByTotal Reason = "total over the target"
 	// ByFormula: the ScaledObject's formula decides, on the natural number.
 	ByFormula Reason = "the ScaledObject's formula decides"
 )
@@ -129,6 +131,23 @@ func Decide(w *Workload) Decision {
 		return d
 	}
 	d.Desired, d.Reason = c.desired(w)
+	d.Number, d.Leads = number(w, &c, d.Desired)
+	return d
+}
+
+// DecideTotal decides by a total that is none of the pods', as the requests that wait in
+// front of them: one replica for each target, whether the pods are ready or not. Of
+// Pods only those that are ready count, as far as the HPA multiplies by them.
+func DecideTotal(w *Workload, total float64) Decision {
+	c := count(w)
+	c.counting, c.sum = 0, thousandths(total)
+	if w.Composite {
+		return Decision{Desired: w.Spec, Leads: w.Spec, Reason: ByFormula, Number: units(c.sum)}
+	}
+	average := *w
+	average.PerPod = true
+	d := Decision{Reason: ByTotal}
+	d.Desired = leads(&average, &c, c.sum)
 	d.Number, d.Leads = number(w, &c, d.Desired)
 	return d
 }

@@ -49,6 +49,12 @@ var aliases = map[string]string{
 	"triton_request_rate":  "engine_request_rate",
 }
 
+// Queue is the metric that is none of a pod's, but of a Service in front of the workload.
+var Queue = snapshot.Metric{Name: "service_queue", Unit: "requests", Max: mostRequests, Sums: true, Source: "any metric of a Service in front of the workload, added up over its ready pods"}
+
+// IsQueue says whether a metric is Queue.
+func IsQueue(m snapshot.Metric) bool { return m.Name == Queue.Name }
+
 const enginePrefix = "engine_"
 
 // IsEngine says whether a metric is one of EngineMetrics: of a pod's engine, and of no
@@ -59,7 +65,7 @@ func IsEngine(m snapshot.Metric) bool { return strings.HasPrefix(m.Name, engineP
 func IsLatency(m snapshot.Metric) bool { return IsEngine(m) && m.Unit == "ms" }
 
 // LookupMetric finds a metric by the name that a person writes: one of a device (see
-// snapshot.Lookup), of an engine, or the reference's name for one of these.
+// snapshot.Lookup), of an engine, the reference's name for one of these, or Queue.
 func LookupMetric(name string) (snapshot.Metric, bool) {
 	if m, ok := snapshot.Lookup(name); ok {
 		return m, true
@@ -70,6 +76,9 @@ func LookupMetric(name string) (snapshot.Metric, bool) {
 	if i := slices.IndexFunc(EngineMetrics, func(m snapshot.Metric) bool { return m.Name == name }); i >= 0 {
 		return EngineMetrics[i], true
 	}
+	if name == Queue.Name {
+		return Queue, true
+	}
 	return snapshot.Metric{}, false
 }
 
@@ -79,6 +88,7 @@ func UnknownMetric(name string) error {
 	for i := range EngineMetrics {
 		names = append(names, EngineMetrics[i].Name)
 	}
+	names = append(names, Queue.Name)
 	return fmt.Errorf("%w and x_<name>", UnknownWord(name, names))
 }
 

@@ -62,6 +62,9 @@ var table = [...]Key{
 	{keySaturationRunning, "0", "engine_saturation: how many running requests of a pod are 100 %; 0: they do not count", setSaturation(func(t *Trigger) *float64 { return &t.Engine.Running })},
 	{keyVLLMEndpoint, "", "the reference's: only port and path of this URL are used, as each pod's engine is read by itself", setEndpoint},
 	{keyTritonEndpoint, "", "likewise", setEndpoint},
+	{keyService, "", "service_queue: NAME[:PORT][/PATH] of a Service in the ScaledObject's own namespace, whose ready pods are read; absent: its only port or the one called metrics, and /metrics", setService},
+	{keyServiceMetric, "", "service_queue: a gauge that they tell, by its own name", setServiceMetric},
+	{keyServiceLabels, "", "service_queue: only the series with all these labels, like handler=reverse_proxy; absent: all", setServiceLabels},
 }
 
 // Keys that the rules between keys speak of.

@@ -59,6 +59,9 @@ func Parse(metadata map[string]string, set *profiles.Set) (Trigger, error) {
 	if err := engineContradiction(&found, &t); err != nil {
 		return Trigger{}, err
 	}
+	if err := queueContradiction(&found, &t); err != nil {
+		return Trigger{}, err
+	}
 	if err := misfit(&found, &t, set); err != nil {
 		return Trigger{}, err
 	}

@@ -100,10 +100,10 @@ func TestParseBad(t *testing.T) {
 	for _, m := range terms.EngineMetrics {
 		names = append(names, m.Name)
 	}
-	metrics := strings.Join(names, ", ") + " and x_<name>"
+	metrics := strings.Join(append(names, terms.Queue.Name), ", ") + " and x_<name>"
 	keys := "profile, metricType, targetValue, targetGpuUtilization, targetMemoryUtilization, activationThreshold, aggregation, gpuIndex, " +
 		"window, scope, podSelector, container, gpuModel, startupTimeout, targetType, metricName, pollIntervalSeconds, " +
-		"engine, enginePort, enginePath, quantile, saturationWaiting, saturationKVCache, saturationRunning, vllmEndpoint, tritonEndpoint"
+		"engine, enginePort, enginePath, quantile, saturationWaiting, saturationKVCache, saturationRunning, vllmEndpoint, tritonEndpoint, service, serviceMetric, serviceLabels"
 	all := strings.Join(profiles.Builtin().Names(), ", ")
 	const (
 		target     = "; allowed is a finite number above 0"

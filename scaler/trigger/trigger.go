@@ -44,6 +44,8 @@ type Trigger struct {
 	Container string
 	// Engine says how pods' inference engines are read; of no effect with other metrics.
 	Engine Engine
+	// Service is what service_queue reads; empty with other metrics.
+	Service Service
 	// StartupTimeout is how long a pod that was never ready counts as starting.
 	StartupTimeout time.Duration
 	// TargetType is how the HPA will use the target, where the ScaledObject

@@ -5,6 +5,7 @@ import (
 
 	"gpuscaler/profiles"
 	"gpuscaler/scaler/evaluate"
+	"gpuscaler/scaler/terms"
 	"gpuscaler/scaler/trigger"
 )
 
@@ -121,11 +122,14 @@ func (o *scaledObject) wakes(t *triggerSpec, address string, set *profiles.Set) 
 	if o.composite() != "" {
 		return false // KEDA goes by the formula's number, whatever the trigger says
 	}
+	if t.Metadata["metricType"] == terms.Queue.Name {
+		return true // what waits in front of the pods
+	}
 	name, ok := t.Metadata["profile"]
 	if !ok {
 		_, hidden := t.Metadata["profileFromEnv"]
 		return hidden // that may be any
 	}
 	p, ok := set.Get(name)
-	return ok && !p.ScaleToZero
+	return ok && (!p.ScaleToZero || terms.IsQueue(p.Metric))
 }

@@ -218,7 +218,7 @@ func (r *Resolver) answer(e *entry, metadata map[string]string, now time.Time) (
 		return nil, err
 	}
 	e.followed(&w, metadata, set, now)
-	if fits {
+	if w.Guess = !fits; fits {
 		return &w, nil
 	}
 	e.reread = e.reread || !r.follower.connected

@@ -1,4 +1,4 @@
-package engines
+package scrape
 
 import (
 	"context"
@@ -6,14 +6,15 @@ import (
 )
 
 const (
-	// atOnce is how many engines of a node are read at the same time, ofNamespace how many
-	// of one namespace: pods that hang take the time of their own namespace alone.
+	// atOnce is how many pages are read at the same time, ofNamespace how many of one
+	// namespace's pods: those that hang take the time of their own namespace alone.
 	atOnce      = 16
 	ofNamespace = 4
 )
 
-// slots bounds how many engines are read at the same time.
-type slots struct {
+// Slots bound how many pages are read at the same time. Its methods may be called
+// concurrently.
+type Slots struct {
 	all chan struct{}
 
 	mu         sync.Mutex
@@ -26,12 +27,14 @@ type places struct {
 	users int // that have one or wait for one
 }
 
-func newSlots() *slots {
-	return &slots{all: make(chan struct{}, atOnce), namespaces: map[string]*places{}}
+// NewSlots makes some that are all free.
+func NewSlots() *Slots {
+	return &Slots{all: make(chan struct{}, atOnce), namespaces: map[string]*places{}}
 }
 
-// take waits for a slot. Who got one calls free; ok is false when ctx is done.
-func (s *slots) take(ctx context.Context, namespace string) (free func(), ok bool) {
+// Take waits for a slot for a pod of a namespace. Who got one calls free; ok is false when
+// ctx is done.
+func (s *Slots) Take(ctx context.Context, namespace string) (free func(), ok bool) {
 	s.mu.Lock()
 	p := s.namespaces[namespace]
 	if p == nil {
