@@ -13,9 +13,6 @@ import (
 	"path/filepath"
 	"time"
 
-	kedav1alpha1 "github.com/kedacore/keda/v2/apis/keda/v1alpha1"
-	"k8s.io/apimachinery/pkg/runtime"
-	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -62,6 +59,9 @@ type Cluster struct {
 	scalers   string  // kubeconfig of GPU nodes' scalers
 	rest      *rest.Config
 	web       *http.Client // of the API server
+	// watched reads from a watch, what is some milliseconds old; unwatch ends it.
+	watched client.Reader
+	unwatch func() error
 }
 
 // Start brings a cluster up; it takes some ten seconds. When it fails nothing
@@ -120,7 +120,13 @@ func (c *Cluster) Ended() error {
 }
 
 // Stop ends everything that was started, in reverse order.
-func (c *Cluster) Stop() error { return errors.Join(c.processes.Stop(), c.Usage.stop()) }
+func (c *Cluster) Stop() error {
+	var err error
+	if c.unwatch != nil {
+		err = c.unwatch()
+	}
+	return errors.Join(err, c.processes.Stop(), c.Usage.stop())
+}
 
 // Logs is the folder of the logs.
 func (c *Cluster) Logs() string { return filepath.Join(c.o.Dir, "logs") }
@@ -131,20 +137,6 @@ func (c *Cluster) Processes() *process.Group { return c.processes }
 // file is a path in the cluster's folder.
 func (c *Cluster) file(path ...string) string {
 	return filepath.Join(append([]string{c.o.Dir}, path...)...)
-}
-
-// newClient is a client that knows KEDA's types too.
-func newClient(config *rest.Config) (client.Client, error) {
-	config = rest.CopyConfig(config)
-	config.WarningHandler = rest.NoWarnings{} // of Pod Security's admission, where a test asks for it
-	scheme := runtime.NewScheme()
-	if err := clientscheme.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
-	if err := kedav1alpha1.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
-	return client.New(config, client.Options{Scheme: scheme})
 }
 
 // Until repeats check until it succeeds. When ctx ends first, or one of the

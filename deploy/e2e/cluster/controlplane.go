@@ -61,7 +61,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := Until(ctx, func(ctx context.Context) error { return c.get(ctx, "/readyz") }, api); err != nil {
 		return err
 	}
-	if c.Client, err = newClient(c.rest); err != nil {
+	if err := c.newClients(); err != nil {
 		return err
 	}
 	return c.startControllers(controllers, scheduler)

@@ -81,7 +81,7 @@ func (k *Kubelet) play(ctx context.Context) {
 		case <-tick.C:
 		}
 		pods := &corev1.PodList{}
-		if k.c.Client.List(ctx, pods, client.MatchingFields{"spec.nodeName": k.node}) != nil {
+		if k.c.watched.List(ctx, pods, client.MatchingFields{onNode: k.node}) != nil {
 			continue // it comes again
 		}
 		k.mu.Lock()
@@ -136,7 +136,7 @@ func (k *Kubelet) Stop() {
 // List answers as a kubelet does: one entry for each device.
 func (k *Kubelet) List(ctx context.Context, _ *podresourcesv1.ListPodResourcesRequest) (*podresourcesv1.ListPodResourcesResponse, error) {
 	pods := &corev1.PodList{}
-	if err := k.c.Client.List(ctx, pods, client.MatchingFields{"spec.nodeName": k.node}); err != nil {
+	if err := k.c.watched.List(ctx, pods, client.MatchingFields{onNode: k.node}); err != nil {
 		return nil, err
 	}
 	k.mu.Lock()
@@ -184,7 +184,7 @@ func (w *Workload) Devices(ctx context.Context, n *GPUNode) (ids []string, err e
 // Pods are the workload's, the oldest first.
 func (w *Workload) Pods(ctx context.Context) ([]corev1.Pod, error) {
 	pods := &corev1.PodList{}
-	if err := w.c.Client.List(ctx, pods, client.InNamespace(w.Namespace), client.MatchingLabels{"app": w.Name}); err != nil {
+	if err := w.c.watched.List(ctx, pods, client.InNamespace(w.Namespace), client.MatchingLabels{"app": w.Name}); err != nil {
 		return nil, err
 	}
 	slices.SortFunc(pods.Items, func(a, b corev1.Pod) int {

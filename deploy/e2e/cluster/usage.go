@@ -177,7 +177,7 @@ func (u *Usage) pods(w http.ResponseWriter, r *http.Request) {
 	}
 	namespace := r.PathValue("namespace")
 	pods := &corev1.PodList{}
-	if err := u.c.Client.List(r.Context(), pods, client.InNamespace(namespace), client.MatchingLabelsSelector{Selector: selector}); err != nil {
+	if err := u.c.watched.List(r.Context(), pods, client.InNamespace(namespace), client.MatchingLabelsSelector{Selector: selector}); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	kedav1alpha1 "github.com/kedacore/keda/v2/apis/keda/v1alpha1"
+	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -140,16 +141,18 @@ func (w *Workload) Remove(ctx context.Context, manifests string) error {
 
 // Replicas is how many are asked for and how many are ready.
 func (w *Workload) Replicas(ctx context.Context) (wanted, ready int, err error) {
-	o := w.object()
-	if err := w.c.Client.Get(ctx, w.key(w.Name), o); err != nil {
+	if w.Kind == "StatefulSet" {
+		o := &appsv1.StatefulSet{}
+		if err := w.c.watched.Get(ctx, w.key(w.Name), o); err != nil {
+			return 0, 0, err
+		}
+		return int(*o.Spec.Replicas), int(o.Status.ReadyReplicas), nil
+	}
+	o := &appsv1.Deployment{}
+	if err := w.c.watched.Get(ctx, w.key(w.Name), o); err != nil {
 		return 0, 0, err
 	}
-	spec, _, err := unstructured.NestedInt64(o.Object, "spec", "replicas")
-	if err != nil {
-		return 0, 0, err
-	}
-	status, _, err := unstructured.NestedInt64(o.Object, "status", "readyReplicas") // absent is 0
-	return int(spec), int(status), err
+	return int(*o.Spec.Replicas), int(o.Status.ReadyReplicas), nil
 }
 
 func (w *Workload) object() *unstructured.Unstructured {
@@ -164,19 +167,19 @@ func (w *Workload) object() *unstructured.Unstructured {
 // ScaledObject is the workload's ScaledObject, which has its name.
 func (w *Workload) ScaledObject(ctx context.Context) (*kedav1alpha1.ScaledObject, error) {
 	o := &kedav1alpha1.ScaledObject{}
-	return o, w.c.Client.Get(ctx, w.key(w.Name), o)
+	return o, w.c.watched.Get(ctx, w.key(w.Name), o)
 }
 
 // HPA is what KEDA made of the ScaledObject.
 func (w *Workload) HPA(ctx context.Context) (*autoscalingv2.HorizontalPodAutoscaler, error) {
 	h := &autoscalingv2.HorizontalPodAutoscaler{}
-	return h, w.c.Client.Get(ctx, w.key("keda-hpa-"+w.Name), h)
+	return h, w.c.watched.Get(ctx, w.key("keda-hpa-"+w.Name), h)
 }
 
 // Annotate sets an annotation of the ScaledObject; an empty value removes it.
 func (w *Workload) Annotate(ctx context.Context, key, value string) error {
-	o, err := w.ScaledObject(ctx)
-	if err != nil {
+	o := &kedav1alpha1.ScaledObject{}
+	if err := w.c.Client.Get(ctx, w.key(w.Name), o); err != nil {
 		return err
 	}
 	before := o.DeepCopy()
@@ -206,7 +209,7 @@ func (w *Workload) Messages(ctx context.Context) ([]string, error) {
 
 func (w *Workload) messages(ctx context.Context, of func(*corev1.Event) bool) ([]string, error) {
 	list := &corev1.EventList{}
-	if err := w.c.Client.List(ctx, list, client.InNamespace(w.Namespace)); err != nil {
+	if err := w.c.watched.List(ctx, list, client.InNamespace(w.Namespace)); err != nil {
 		return nil, err
 	}
 	var messages []string

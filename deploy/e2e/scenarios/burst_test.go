@@ -25,7 +25,7 @@ func TestBurst(t *testing.T) {
 		still               = loading + window + 5*time.Second // a change comes within it, if any does
 	)
 	gpu := begin(t, setting{name: "burst-gpu", fixture: "twenty-steps", replicas: start, node: ofWorkloads(), workload: slow, within: 6 * time.Minute})
-	cpu := begin(t, setting{name: "burst-cpu", fixture: "twenty-steps", replicas: start, node: ofWorkloads(), workload: slow, within: 6 * time.Minute, alone: true})
+	cpu := begin(t, setting{name: "burst-cpu", fixture: "twenty-steps", replicas: start, node: ofWorkloads(), workload: slow, within: 6 * time.Minute, joins: true})
 	both := []*story{gpu, cpu}
 	for _, s := range both {
 		s.eventually("4 pods are ready", s.replicas(start))

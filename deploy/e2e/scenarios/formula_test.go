@@ -13,7 +13,9 @@ func TestFormula(t *testing.T) {
 	t.Parallel() // with what follows, too
 	for kind, gets := range map[string]string{"Value": "gets the mean", "AverageValue": "gets the sum"} {
 		t.Run(kind, func(t *testing.T) {
-			s := begin(t, setting{name: "formula-" + map[string]string{"Value": "mean", "AverageValue": "sum"}[kind], fixture: "h100x8-uneven", replicas: 3, node: ofWorkloads()})
+			s := begin(t, setting{name: "formula-" + map[string]string{"Value": "mean", "AverageValue": "sum"}[kind], fixture: "h100x8-uneven", replicas: 3, node: ofWorkloads(), workload: slow})
+			s.node.Kubelet.Loading(loading)
+			s.eventually("3 pods are ready", s.replicas(3))
 			s.eventually("3 pods have GPUs", s.gpus(3))
 			s.loads(map[*story]float64{s: 60})
 			formula := fmt.Sprintf(`advanced: {scalingModifiers: {formula: "gpu * 2", target: "120", metricType: %s}}`, kind)

@@ -52,6 +52,7 @@ type groups struct {
 // TestGroups: two groups of four pods at 1.5 times the target become three groups, and
 // stay three, because the HPA counts groups and not pods.
 func TestGroups(t *testing.T) {
+	t.Parallel() // with what follows, too
 	for name, c := range map[string]struct {
 		leaders  bool
 		selector string // %s is the set's name

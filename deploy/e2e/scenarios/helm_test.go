@@ -23,7 +23,7 @@ import (
 // upgraded and rolled back, and removes it. What the chart renders is compared with
 // the manifests in package chart.
 func TestHelm(t *testing.T) {
-	t.Parallel()
+	turns.turn(t, ofCluster, storyTime)
 	ctx, cancel := context.WithTimeout(t.Context(), storyTime)
 	t.Cleanup(cancel)
 	c, err := cluster.Start(ctx, cluster.Options{

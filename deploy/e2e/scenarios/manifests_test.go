@@ -25,7 +25,7 @@ import (
 // node with a GPU's label is admitted and runs (KWOK plays it; the real node has
 // real containers).
 func TestManifests(t *testing.T) {
-	t.Parallel()
+	turns.turn(t, ofCluster, storyTime)
 	ctx, cancel := context.WithTimeout(t.Context(), storyTime)
 	t.Cleanup(cancel)
 	c := untouched(t)

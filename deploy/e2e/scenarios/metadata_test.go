@@ -8,6 +8,7 @@ import (
 // TestBadMetadataIsToldToTheUser: "kubectl describe scaledobject" names the key,
 // the value and what is allowed, and nothing is scaled.
 func TestBadMetadataIsToldToTheUser(t *testing.T) {
+	t.Parallel() // with what follows, too
 	for name, c := range map[string]struct {
 		metadata []string
 		says     []string

@@ -16,13 +16,13 @@ import (
 // TestAPIServerOutage: for a minute there is no API server. The scaler answers by
 // what it knows, at once, and goes on when it is back.
 func TestAPIServerOutage(t *testing.T) {
-	t.Parallel()
+	turns.turn(t, ofCluster, 5*time.Minute)
 	c, err := cluster.Start(t.Context(), cluster.Options{
 		Binaries: set, Product: product, Deploy: deploy, Dir: filepath.Join(work, "c"), Progress: func(string) {},
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.Stop()) })
-	s := begin(t, setting{name: "outage", fixture: "h100x8-uneven", replicas: 2, node: ofWorkloads(), workload: slow, on: c, alone: true})
+	s := begin(t, setting{name: "outage", fixture: "h100x8-uneven", replicas: 2, node: ofWorkloads(), workload: slow, on: func() *cluster.Cluster { return c }, joins: true})
 	s.eventually("2 pods have GPUs", s.gpus(2))
 	s.loads(map[*story]float64{s: 90})
 	s.scale(holding+"\nmaxReplicaCount: 8", "targetValue", "75", "window", "0s")

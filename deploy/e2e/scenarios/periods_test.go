@@ -5,13 +5,15 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"gpuscaler/deploy/e2e/cluster"
 )
 
 // TestDefaultPeriods is what a user sees who sets no period: KEDA looks every
 // 30 s and wakes the workload, the HPA looks every 15 s and scales it up, and
 // scales down only after five minutes of less load.
 func TestDefaultPeriods(t *testing.T) {
-	s := begin(t, setting{name: "periods", fixture: "h200-idle", replicas: 1, on: untouched(t)})
+	s := begin(t, setting{name: "periods", fixture: "h200-idle", replicas: 1, on: func() *cluster.Cluster { return untouched(t) }, shares: ofCluster})
 	s.scale("", "profile", "triton-inference", "targetValue", "30")
 	s.eventually("0 replicas: nobody uses the GPU", s.replicas(0))
 	s.load("set * gpu_utilization 100")

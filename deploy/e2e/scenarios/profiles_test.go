@@ -19,6 +19,7 @@ import (
 // TestProfiles: for every built-in profile the example in deploy/examples and the
 // six lines of the README become Ready, and the HPA shows the profile's target.
 func TestProfiles(t *testing.T) {
+	t.Parallel() // with what follows, too
 	for _, name := range profiles.Builtin().Names() {
 		profile, _ := profiles.Builtin().Get(name)
 		t.Run(name, func(t *testing.T) {

@@ -30,8 +30,8 @@ func TestRealNode(t *testing.T) {
 	if !namespaces.Inside() {
 		t.Skip("needs root")
 	}
-	t.Parallel()
 	const within = 2 * storyTime
+	turns.turn(t, ofCluster, within)
 	ctx, cancel := context.WithTimeoutCause(t.Context(), within, fmt.Errorf("the story took more than %s", within))
 	t.Cleanup(cancel)
 	node, err := realnode.Start(ctx, realnode.Options{

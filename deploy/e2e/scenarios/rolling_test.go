@@ -69,6 +69,7 @@ func (f *fleet) watchCounts() (stop func() []int) {
 // itself for the whole window, which would be 0 % or 100 %: the replica count never
 // changes, whether KEDA asks an aggregator or the scalers of nodes.
 func TestRollingUpdate(t *testing.T) {
+	t.Parallel() // with what follows, too
 	for name, c := range map[string]struct {
 		nodes  int
 		direct bool

@@ -31,6 +31,7 @@ func demand(t time.Duration) float64 {
 // each wave. Beside it, on the same load, run what it has to be like, an HPA on
 // CPU, and what people had before, the largest of all GPUs as a Value.
 func TestSine(t *testing.T) {
+	t.Parallel() // with what follows, too
 	metadata := []string{"targetValue", "60", "window", "0s"}
 	runs := map[string]*sine{}
 	for name, scale := range map[string]func(s *story){

@@ -1,6 +1,7 @@
 package scenarios
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -48,10 +49,14 @@ type setting struct {
 	// workload changes what the Deployment is.
 	workload func(*cluster.Workload)
 	node     cluster.GPUNodeOptions
-	// on is the cluster; nil is the one that stories share.
-	on *cluster.Cluster
+	// on says which cluster it is on; nil is the one that stories share.
+	on func() *cluster.Cluster
 	// alone: the story is about a time too short for a busy machine.
 	alone bool
+	// joins: it is part of a story that has its turn already.
+	joins bool
+	// shares of the machine; 0 is oneShare.
+	shares int
 	// within is how long the story may take.
 	within time.Duration
 }
@@ -60,29 +65,28 @@ type setting struct {
 // each other: most of each is waiting.
 func begin(t *testing.T, s setting) *story {
 	t.Helper()
-	if !s.alone {
-		t.Parallel()
+	s.within = cmp.Or(s.within, storyTime)
+	if !s.alone && !s.joins {
+		turns.turn(t, cmp.Or(s.shares, oneShare), s.within)
 	}
-	if s.within == 0 {
-		s.within = storyTime
-	}
-	if s.on == nil {
-		s.on = shared
+	on := shared
+	if s.on != nil {
+		on = s.on()
 	}
 	ctx, cancel := context.WithTimeoutCause(t.Context(), s.within, fmt.Errorf("the story took more than %s", s.within))
 	t.Cleanup(cancel)
 	s.node.Name = s.name
 	s.node.Fixture = fixture(s.fixture)
-	node, err := s.on.AddGPUNode(ctx, s.node)
+	node, err := on.AddGPUNode(ctx, s.node)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, node.Stop()) })
 	var options []func(*cluster.Workload)
 	if s.workload != nil {
 		options = append(options, s.workload)
 	}
-	w, err := s.on.AddWorkload(ctx, s.name, s.name, s.replicas, options...)
+	w, err := on.AddWorkload(ctx, s.name, s.name, s.replicas, options...)
 	require.NoError(t, err)
-	st := &story{T: t, ctx: ctx, name: s.name, on: s.on, node: node, Workload: w}
+	st := &story{T: t, ctx: ctx, name: s.name, on: on, node: node, Workload: w}
 	t.Cleanup(st.retire)
 	t.Cleanup(st.tellFailure)
 	return st

@@ -76,7 +76,7 @@ func (s *shown) nothingIsLeft() {
 
 // TestMakeCluster shows one after the other, because each is a whole cluster.
 func TestMakeCluster(t *testing.T) {
-	t.Parallel()
+	turns.turn(t, ofCluster, storyTime)
 	t.Run("is on loopback only and Ctrl-C removes it", func(t *testing.T) {
 		s := showCluster(t)
 		s.loopbackOnly()

@@ -34,6 +34,7 @@ const reference = "    authenticationRef: {name: keda-tls}\n"
 // TriggerAuthentication; with a wrong certificate the user is told, and nothing
 // is scaled.
 func TestTLS(t *testing.T) {
+	t.Parallel() // with what follows, too
 	ours, theirs := newCA(t, "ours"), newCA(t, "theirs")
 	for name, c := range map[string]struct {
 		mutual       bool

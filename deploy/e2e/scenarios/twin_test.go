@@ -127,7 +127,7 @@ spec:
 func TestAsCPU(t *testing.T) {
 	const target, most, start = 60, 12, 2
 	gpu := begin(t, setting{name: "as-gpu", fixture: "twenty-steps", replicas: start, node: ofWorkloads(), workload: slow, within: 10 * time.Minute})
-	cpu := begin(t, setting{name: "as-cpu", fixture: "twenty-steps", replicas: start, node: ofWorkloads(), workload: slow, within: 10 * time.Minute, alone: true})
+	cpu := begin(t, setting{name: "as-cpu", fixture: "twenty-steps", replicas: start, node: ofWorkloads(), workload: slow, within: 10 * time.Minute, joins: true})
 	both := []*story{gpu, cpu}
 	for _, s := range both {
 		s.eventually("2 pods are ready", s.replicas(start))
