@@ -139,7 +139,7 @@ func (n *GPUNode) startKubelet(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	n.Kubelet = newKubelet(n.c, n.Name, filepath.Join(n.dir, "kubelet", "kubelet.sock"), ids)
+	n.Kubelet = newKubelet(n.c, n.Name, filepath.Join(n.dir, "kubelet", "kubelet.sock"), ids, n.control)
 	if err := n.Kubelet.Start(); err != nil {
 		return 0, err
 	}

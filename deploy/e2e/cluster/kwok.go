@@ -15,6 +15,9 @@ const kwokMark = "kwok.x-k8s.io/node"
 // kwokCustom is on each pod that KWOK does not play: the node's Kubelet does.
 const kwokCustom = "kwok.x-k8s.io/status"
 
+// playedMark is on each pod that a test plays itself.
+const playedMark = "e2e.example.com/played"
+
 // startKWOK starts the player of fake nodes: their pods turn Running and Ready
 // at once.
 func (c *Cluster) startKWOK(context.Context) error {

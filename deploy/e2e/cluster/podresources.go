@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,8 +16,11 @@ import (
 	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	podresourcesv1 "k8s.io/kubelet/pkg/apis/podresources/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"gpuscaler/nvmlsidecar/fakenvml"
 )
 
 // Kubelet is the part of a kubelet that KWOK does not play: it gives the node's
@@ -35,10 +39,16 @@ type Kubelet struct {
 	serving sync.WaitGroup
 	loading time.Duration // from running to ready, of slow pods
 	stop    context.CancelFunc
+
+	// Of play alone: the engines that run in pods, and how the driver is told of them.
+	engines  map[types.UID]*engine
+	observed time.Time // when it was told last
+	driver   *fakenvml.Control
+	web      *http.Client
 }
 
-func newKubelet(c *Cluster, node, socket string, ids []string) *Kubelet {
-	return &Kubelet{c: c, node: node, socket: socket, ids: ids, given: map[string][]string{}}
+func newKubelet(c *Cluster, node, socket string, ids []string, driver *fakenvml.Control) *Kubelet {
+	return &Kubelet{c: c, node: node, socket: socket, ids: ids, given: map[string][]string{}, engines: map[types.UID]*engine{}, driver: driver, web: newWeb()}
 }
 
 // Start listens, on a new socket.
@@ -88,10 +98,15 @@ func (k *Kubelet) play(ctx context.Context) {
 		loading := k.loading
 		k.mu.Unlock()
 		for i := range pods.Items {
-			if pod := &pods.Items[i]; pod.Annotations[kwokCustom] != "" {
-				_ = k.step(ctx, pod, loading) // what fails comes again
+			switch pod := &pods.Items[i]; { // what fails comes again
+			case pod.Annotations[engineMark] != "":
+				_ = k.stepEngine(ctx, pod)
+			case pod.Annotations[kwokCustom] != "" && pod.Annotations[playedMark] == "":
+				_ = k.step(ctx, pod, loading)
 			}
 		}
+		k.endEngines(pods.Items)
+		k.observe(ctx, pods.Items)
 	}
 }
 

@@ -22,6 +22,9 @@ type Workload struct {
 	Kind string
 	// Slow has its pods played by the node's Kubelet, which may take its time.
 	Slow bool
+	// Engine has an engine run in each of its pods: the flags of cmd/llmengine. Its pods are
+	// ready when it answers.
+	Engine string
 	// Claims has its pods ask for their GPUs by resource claims (DRA); the node has
 	// to have published its devices.
 	Claims bool
@@ -94,6 +97,10 @@ func (w *Workload) Deploy(ctx context.Context, node string, replicas int) error 
 		annotations = kwokCustom + ": custom"
 	}
 	resources, more := limits, ""
+	if w.Engine != "" {
+		annotations = fmt.Sprintf("%s: custom, %s: %q", kwokCustom, engineMark, w.Engine)
+		resources += fmt.Sprintf(", ports: [{name: http, containerPort: %d}]", EnginePort)
+	}
 	for key, value := range w.Selector {
 		selector = "{" + key + ": " + value + "}"
 		more = fmt.Sprintf(evenly, w.Name)
@@ -114,6 +121,20 @@ func (w *Workload) Retire(ctx context.Context) error {
 		w.c.Client.DeleteAllOf(ctx, &kedav1alpha1.ScaledObject{}, client.InNamespace(w.Namespace)),
 		w.c.Client.DeleteAllOf(ctx, &autoscalingv2.HorizontalPodAutoscaler{}, client.InNamespace(w.Namespace)),
 	)
+}
+
+// PlayedPod creates a pod that is said to be ready at an address: the caller runs what is in
+// it. It has no readiness of its own.
+func (c *Cluster) PlayedPod(ctx context.Context, pod *corev1.Pod, ip string) error {
+	metav1.SetMetaDataAnnotation(&pod.ObjectMeta, kwokCustom, "custom")
+	metav1.SetMetaDataAnnotation(&pod.ObjectMeta, playedMark, "elsewhere")
+	if err := c.Client.Create(ctx, pod); err != nil {
+		return err
+	}
+	now := metav1.Now()
+	pod.Status.Phase, pod.Status.StartTime, pod.Status.PodIP, pod.Status.PodIPs = corev1.PodRunning, &now, ip, []corev1.PodIP{{IP: ip}}
+	setReady(pod, corev1.ConditionTrue, now)
+	return c.Client.Status().Update(ctx, pod)
 }
 
 // Scale sets the replicas, as "kubectl scale" does.

@@ -105,7 +105,7 @@ func prepare(ctx context.Context) (work string, err error) {
 	if err := os.Chmod(work, 0o755); err != nil {
 		return work, err
 	}
-	if _, err := binaries.Build(ctx, binaries.Options{Source: "..", RealNode: root, Helm: true, Progress: progress}); err != nil {
+	if _, err := binaries.Build(ctx, binaries.Options{Source: "..", RealNode: root, Helm: true, Gateway: true, Progress: progress}); err != nil {
 		return work, err
 	}
 	progress("building the product")
@@ -113,6 +113,9 @@ func prepare(ctx context.Context) (work string, err error) {
 		return work, err
 	}
 	out, err := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(work, "cluster"), "../cmd/cluster").CombinedOutput()
+	if err == nil {
+		out, err = exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(work, "bin", "llmengine"), "../cmd/llmengine").CombinedOutput()
+	}
 	if err != nil {
 		return work, fmt.Errorf("%w: %s", err, out)
 	}
@@ -130,7 +133,7 @@ func inCluster(ctx context.Context, run func() int) (code int) {
 	}
 	product = filepath.Join(work, "bin")
 	var err error
-	if set, err = binaries.Build(ctx, binaries.Options{Source: "..", RealNode: namespaces.Inside(), Helm: true, Progress: progress}); err != nil {
+	if set, err = binaries.Build(ctx, binaries.Options{Source: "..", RealNode: namespaces.Inside(), Helm: true, Gateway: true, Progress: progress}); err != nil {
 		return failed(err)
 	}
 	o.Binaries, o.Product = set, product
