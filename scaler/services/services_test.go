@@ -48,7 +48,7 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case c.status != 0:
 		w.WriteHeader(c.status)
-		answer = &metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure, Reason: reasons[c.status], Code: int32(c.status), Message: "cannot get services"} //nolint:gosec // an HTTP status
+		answer = &metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure, Reason: reasons[c.status], Code: int32(c.status), Message: "cannot get services"}
 	case r.URL.Path == "/api/v1/namespaces/shop/services/gateway":
 		answer = c.service
 	case r.URL.Path == "/api/v1/namespaces/shop/pods" && r.URL.Query().Get("labelSelector") == "app=gateway":
@@ -104,7 +104,7 @@ func podOf(name string, g *gateway) corev1.Pod {
 	began := metav1.NewTime(time.Now().Add(-time.Hour))
 	return corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("uid-of-" + name), Labels: map[string]string{"app": "gateway"}},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "proxy", Ports: []corev1.ContainerPort{{Name: "metrics", ContainerPort: int32(g.port)}}}}}, //nolint:gosec // a port
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "proxy", Ports: []corev1.ContainerPort{{Name: "metrics", ContainerPort: int32(g.port)}}}}},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "127.0.0.1", StartTime: &began,
 			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: began}}},
 	}
