@@ -35,12 +35,17 @@ type flags struct {
 func main() {
 	var f flags
 	kong.Parse(&f, kong.Description("An inference server for tests, with vLLM's metrics."))
+	os.Exit(f.main())
+}
+
+func (f *flags) main() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := f.run(ctx); err != nil && ctx.Err() == nil {
 		fmt.Fprintln(os.Stderr, "llmengine:", err)
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }
 
 func (f *flags) run(ctx context.Context) error {
