@@ -48,7 +48,7 @@ func TestBounds(t *testing.T) {
 			var before, after runtime.MemStats
 			runtime.GC()
 			runtime.ReadMemStats(&before)
-			_, err := Parse(c.body, c.contentType)
+			_, err := Parse(c.body, c.contentType, nil)
 			runtime.ReadMemStats(&after)
 			require.ErrorContains(t, err, c.want)
 			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(48<<20))

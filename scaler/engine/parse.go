@@ -22,8 +22,9 @@ import (
 type Families map[string]*dto.MetricFamily
 
 // Parse reads an answer in Prometheus' text or protobuf format; contentType is that of
-// its HTTP header. The error says what it is instead.
-func Parse(body []byte, contentType string) (Families, error) {
+// its HTTP header. Of metrics that are not wanted not all series need be there. The error
+// says what the answer is instead.
+func Parse(body []byte, contentType string, wanted Wanted) (Families, error) {
 	media, _, err := mime.ParseMediaType(contentType)
 	if err != nil {
 		media = ""
@@ -37,7 +38,7 @@ func Parse(body []byte, contentType string) (Families, error) {
 		return nil, errors.New("the answer is JSON and no metrics in Prometheus' format")
 	}
 	all := Families{}
-	if err := all.decode(body, contentType); err != nil {
+	if err := all.decode(body, contentType, wanted); err != nil {
 		return nil, err
 	}
 	return all, all.bounded()
@@ -45,7 +46,7 @@ func Parse(body []byte, contentType string) (Families, error) {
 
 // decode has expfmt read an answer. It panics on some (v0.71 on "# TYPE a gauge\n{} 1"),
 // and what a pod answers must not end the scaler.
-func (f Families) decode(body []byte, contentType string) (err error) {
+func (f Families) decode(body []byte, contentType string, wanted Wanted) (err error) {
 	defer func() {
 		if problem := recover(); problem != nil {
 			err = fmt.Errorf("the answer is not in Prometheus' format: its decoder fails: %s", terms.Quote(fmt.Sprint(problem)))
@@ -54,7 +55,7 @@ func (f Families) decode(body []byte, contentType string) (err error) {
 	if expfmt.ResponseFormat(http.Header{"Content-Type": {contentType}}).FormatType() == expfmt.TypeProtoDelim {
 		return f.protobuf(body)
 	}
-	return f.text(body)
+	return f.text(body, wanted)
 }
 
 func (f Families) protobuf(body []byte) error {
@@ -76,12 +77,12 @@ func (f Families) protobuf(body []byte) error {
 	}
 }
 
-func (f Families) text(body []byte) error {
+func (f Families) text(body []byte, wanted Wanted) error {
 	if err := boundedText(body); err != nil {
 		return err
 	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(bytes.NewReader(lineEnded(body)))
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(wanted.only(lineEnded(body))))
 	if err != nil {
 		return fmt.Errorf("the answer is not in Prometheus' text format: %s", terms.Quote(err.Error()))
 	}

@@ -28,7 +28,7 @@ func recorded(t testing.TB, name string) []byte {
 
 func sample(t testing.TB, body string) *Sample {
 	t.Helper()
-	f, err := Parse([]byte(body), text)
+	f, err := Parse([]byte(body), text, Tables)
 	require.NoError(t, err)
 	s, err := f.Sample("")
 	require.NoError(t, err)
@@ -63,7 +63,7 @@ func TestRecordings(t *testing.T) {
 		"llama.cpp-b7000.txt":          {"llama.cpp", "engine_waiting engine_running engine_prompt_token_rate engine_token_rate", 3},
 	} {
 		t.Run(file, func(t *testing.T) {
-			f, err := Parse(recorded(t, file), text)
+			f, err := Parse(recorded(t, file), text, Tables)
 			require.NoError(t, err)
 			s, err := f.Sample("")
 			require.NoError(t, err)
@@ -106,7 +106,7 @@ func TestRecordings(t *testing.T) {
 // TestProtobuf: the same figures come in protobuf.
 func TestProtobuf(t *testing.T) {
 	body := recorded(t, "vllm-0.11.txt")
-	f, err := Parse(body, text)
+	f, err := Parse(body, text, nil)
 	require.NoError(t, err)
 	var b bytes.Buffer
 	format := expfmt.NewFormat(expfmt.TypeProtoDelim)
@@ -114,7 +114,7 @@ func TestProtobuf(t *testing.T) {
 	for _, family := range f {
 		require.NoError(t, encoder.Encode(family))
 	}
-	p, err := Parse(b.Bytes(), string(format))
+	p, err := Parse(b.Bytes(), string(format), Tables)
 	require.NoError(t, err)
 	want, err := f.Sample("")
 	require.NoError(t, err)
@@ -122,7 +122,7 @@ func TestProtobuf(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, want, got)
 
-	_, err = Parse(append(b.Bytes(), 9, 9), string(format))
+	_, err = Parse(append(b.Bytes(), 9, 9), string(format), Tables)
 	require.ErrorContains(t, err, "no protobuf of Prometheus'")
 }
 
@@ -149,7 +149,7 @@ func TestNoMetrics(t *testing.T) {
 			"vllm:time_to_first_token_seconds_bucket{le=\"+Inf\"} 3\nvllm:time_to_first_token_seconds_count 3\nvllm:time_to_first_token_seconds_sum 3\n", text, "not cumulative"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f, err := Parse([]byte(c.body), c.contentType)
+			f, err := Parse([]byte(c.body), c.contentType, nil)
 			if err == nil {
 				_, err = f.Sample("")
 			}
@@ -160,13 +160,13 @@ func TestNoMetrics(t *testing.T) {
 	for i := range maxSeries + 1 {
 		many.WriteString("a{b=\"" + strings.Repeat("x", i%7) + string(rune('a'+i%26)) + "\"} 1\n")
 	}
-	_, err := Parse([]byte(many.String()), text)
+	_, err := Parse([]byte(many.String()), text, nil)
 	require.ErrorContains(t, err, "the answer has 1 metrics with 20001 series; at most 4096 with 20000 are read")
 }
 
 func TestLevel(t *testing.T) {
 	f, err := Parse([]byte("# TYPE caddy_requests gauge\ncaddy_requests{handler=\"proxy\",server=\"a\"} 2\ncaddy_requests{handler=\"proxy\",server=\"b\"} 3\n"+
-		"caddy_requests{handler=\"file\",server=\"a\"} 40\n# TYPE queue_total counter\nqueue_total 7\n# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\nbad NaN\n"), text)
+		"caddy_requests{handler=\"file\",server=\"a\"} 40\n# TYPE queue_total counter\nqueue_total 7\n# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\nbad NaN\n"), text, nil)
 	require.NoError(t, err)
 	for name, c := range map[string]struct {
 		metric string
@@ -200,7 +200,7 @@ func TestLevel(t *testing.T) {
 
 // TestDecoderPanics: an answer on which the decoder panics is one that cannot be read.
 func TestDecoderPanics(t *testing.T) {
-	_, err := Parse([]byte("# TYPE a gauge\n{} 1\n"), text)
+	_, err := Parse([]byte("# TYPE a gauge\n{} 1\n"), text, Tables)
 	require.ErrorContains(t, err, "its decoder fails")
 }
 
@@ -215,7 +215,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("\xff\xff\xff\xff\xff\xff\x3f\x0a"), string(expfmt.NewFormat(expfmt.TypeProtoDelim)))
 	f.Add([]byte("# TYPE a gauge\n{} 1\n"), text)
 	f.Fuzz(func(t *testing.T, body []byte, contentType string) {
-		families, err := Parse(body, contentType)
+		families, err := Parse(body, contentType, Tables)
 		if err != nil {
 			return
 		}

@@ -191,7 +191,7 @@ func BenchmarkReading(b *testing.B) {
 	b.ReportAllocs()
 	var s Series
 	for i := range b.N {
-		f, err := Parse(body, text)
+		f, err := Parse(body, text, Tables)
 		require.NoError(b, err)
 		x, err := f.Sample("")
 		require.NoError(b, err)

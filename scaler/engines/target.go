@@ -210,7 +210,7 @@ func (t *target) try(ctx context.Context, at string) (*engine.Sample, error) {
 	}
 	t.r.parsing.Lock()
 	defer t.r.parsing.Unlock()
-	families, err := engine.Parse(page.Body, page.ContentType)
+	families, err := engine.Parse(page.Body, page.ContentType, engine.Tables)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", at, err)
 	}
@@ -242,11 +242,20 @@ func (t *target) took(x *engine.Sample, err error, now time.Time) {
 	t.mu.Unlock()
 	t.public = fleet.Engine{
 		Name: x.Engine, Address: t.at, Heard: now, Metrics: x.Metrics(), From: x.From,
-		Readings: fleet.NewReadings(t.series.Means(from, quantiles)), Totals: totals(t.series.Totals()),
+		Readings: fleet.NewReadings(t.series.Means(from, quantiles)), Totals: totals(t.series.Totals()), Latencies: measured(t.series.Totals()),
 	}
 	if before.Heard.IsZero() || before.Error != "" || before.Name != x.Engine || before.Address != t.at {
 		t.r.log.Info("engine is read", "namespace", p.Namespace, "pod", p.Name, "engine", x.Engine, "address", t.at, "metrics", strings.Join(x.From, " "))
 	}
+}
+
+func measured(of engine.Totals) (all [len(fleet.Measured)]*fleet.Histogram) {
+	for at, from := range [len(fleet.Measured)]engine.Latency{fleet.TTFT: engine.TTFT, fleet.ITL: engine.ITL, fleet.E2E: engine.E2E, fleet.QueueWait: engine.QueueWait} {
+		if h := of.Latencies[from]; h != nil {
+			all[at] = &fleet.Histogram{Bounds: h.Bounds, Counts: h.Counts, Sum: h.Sum}
+		}
+	}
+	return all
 }
 
 func totals(of engine.Totals) fleet.EngineTotals {

@@ -155,6 +155,11 @@ func (s *scrape) ofNode(n *fleet.Node, m *meter.Reading) {
 				s.counter(s.counted[i], w.Counted.Totals[i], labels...)
 			}
 		}
+		for i, h := range w.Counted.Latencies {
+			if h != nil {
+				s.histogram(s.measured[i], h, labels...)
+			}
+		}
 	}
 	if m.Has[fleet.Power] {
 		s.counter(s.unheld, whole(m.Unheld[fleet.Power], integrals[fleet.Power]))

@@ -52,6 +52,14 @@ var counted = [len(fleet.Counted)]string{
 	"Requests that the engines of its pods have finished, while a trigger had them read.",
 }
 
+// measured says what each of fleet.Measured is.
+var measured = [len(fleet.Measured)]string{
+	"Time from a request's arrival to its first token, in its pods' engines, while a trigger had them read.",
+	"Time between two tokens of a request, likewise.",
+	"Time from a request's arrival to its end, likewise.",
+	"Time that a request waits in the engine, likewise.",
+}
+
 // podGauges are those that a pod has a part of.
 var podGauges = []string{"gpu_utilization", "memory_used_mib", "power_draw"}
 
@@ -79,6 +87,7 @@ type descs struct {
 	podIntegrals                              map[int]*prometheus.Desc
 	energy, idleEnergy, busy                  *prometheus.Desc
 	counted                                   [len(fleet.Counted)]*prometheus.Desc
+	measured                                  [len(fleet.Measured)]*prometheus.Desc
 	unheld, unknown, expired, gone            *prometheus.Desc
 	target, value, active, replicas, coverage *prometheus.Desc
 	flat, podsLeftOut                         *prometheus.Desc
@@ -140,6 +149,9 @@ func describe(node string) *descs {
 	}
 	for i, help := range counted {
 		d.counted[i] = desc("workload_"+fleet.Counted[i]+"_total", help, ofWorkload...)
+	}
+	for i, help := range measured {
+		d.measured[i] = desc("workload_"+fleet.Measured[i]+"_seconds", help, ofWorkload...)
 	}
 	for i, q := range integrals {
 		d.integrals[i] = desc("gpu_"+q.name, q.help, ofGPU...)

@@ -1,8 +1,12 @@
 package exporter
 
 import (
+	"math"
+
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+
+	"gpuscaler/scaler/fleet"
 )
 
 // gauge sends a gauge with labels of its own, in the descriptor's order.
@@ -53,4 +57,16 @@ func (m *gauge) Write(to *dto.Metric) error {
 func (m *counter) Write(to *dto.Metric) error {
 	to.Label, to.Counter = m.labels, &dto.Counter{Value: &m.value}
 	return nil
+}
+
+// histogram sends one of a latency.
+func (s *scrape) histogram(d *prometheus.Desc, h *fleet.Histogram, labels ...string) {
+	buckets := make(map[float64]uint64, len(h.Bounds))
+	var all uint64
+	for i, bound := range h.Bounds {
+		if all = uint64(h.Counts[i]); !math.IsInf(bound, 1) { // +Inf is the count of all
+			buckets[bound] = all
+		}
+	}
+	s.to <- prometheus.MustNewConstHistogram(d, all, h.Sum, buckets, labels...)
 }

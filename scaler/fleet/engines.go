@@ -43,7 +43,28 @@ type Engine struct {
 	From []string
 	// Totals are its counters since it is read. Peers do not tell of them.
 	Totals EngineTotals
+	// Latencies are those of all requests since it is read, by position in Measured; nil where
+	// it has none such. Peers do not tell of them.
+	Latencies [len(Measured)]*Histogram
 }
+
+// Histogram is one in Prometheus' classic form, in seconds: the buckets' upper bounds, the
+// last +Inf, with how many are below each. Read-only.
+type Histogram struct {
+	Bounds, Counts []float64
+	Sum            float64
+}
+
+// Measured are the latencies of an engine.
+var Measured = [...]string{TTFT: "time_to_first_token", ITL: "inter_token_latency", E2E: "request_latency", QueueWait: "queue_time"}
+
+// Positions in Measured.
+const (
+	TTFT = iota
+	ITL
+	E2E
+	QueueWait
+)
 
 // EngineTotals are an engine's counters since it is read, by position in Counted; a
 // negative one: it has none such. They do not go back when its process starts again.

@@ -1,6 +1,7 @@
 package meter
 
 import (
+	"slices"
 	"time"
 
 	"gpuscaler/scaler/fleet"
@@ -11,6 +12,14 @@ import (
 type Counted struct {
 	Totals fleet.EngineTotals
 	Has    [len(fleet.Counted)]bool
+	// Latencies are by position in fleet.Measured; nil: none of them has it. Read-only.
+	Latencies [len(fleet.Measured)]*fleet.Histogram
+}
+
+// observed is what an engine had counted when it was looked at last.
+type observed struct {
+	totals    fleet.EngineTotals
+	latencies [len(fleet.Measured)]*fleet.Histogram
 }
 
 // observeEngines adds what engines have counted since the last picture to their pods'
@@ -25,12 +34,12 @@ func (m *Meter) observeEngines(n *fleet.Node, now time.Time) {
 			chosen[key.UID] = key
 		}
 	}
-	last := make(map[fleet.EngineKey]fleet.EngineTotals, len(n.Engines()))
+	last := make(map[fleet.EngineKey]observed, len(n.Engines()))
 	for key, e := range n.Engines() {
 		if e.Heard.IsZero() {
 			continue
 		}
-		last[key] = e.Totals
+		last[key] = observed{e.Totals, e.Latencies}
 		p := n.Pod(key.UID)
 		if p == nil || chosen[key.UID] != key {
 			continue
@@ -43,11 +52,37 @@ func (m *Meter) observeEngines(n *fleet.Node, now time.Time) {
 			}
 			s.Counted.Has[i] = true
 			by := total
-			if known && before[i] >= 0 && total >= before[i] { // else it is read anew
-				by -= before[i]
+			if known && before.totals[i] >= 0 && total >= before.totals[i] { // else it is read anew
+				by -= before.totals[i]
 			}
 			s.Counted.Totals[i] += by
 		}
+		for i, h := range e.Latencies {
+			if h != nil && h != before.latencies[i] {
+				s.Counted.Latencies[i] = grown(s.Counted.Latencies[i], h, before.latencies[i])
+			}
+		}
 	}
 	m.engines = last
+}
+
+// grown is a sum with what an engine's histogram grew by. One with other buckets begins
+// anew: another version of the engine has them.
+func grown(sum, now, before *fleet.Histogram) *fleet.Histogram {
+	more := &fleet.Histogram{Bounds: now.Bounds, Counts: slices.Clone(now.Counts), Sum: now.Sum}
+	same := func(h *fleet.Histogram) bool { return h != nil && slices.Equal(h.Bounds, now.Bounds) }
+	last := len(now.Counts) - 1
+	if same(before) && now.Counts[last] >= before.Counts[last] { // else it is read anew
+		for i, n := range before.Counts {
+			more.Counts[i] = max(0, more.Counts[i]-n)
+		}
+		more.Sum = max(0, more.Sum-before.Sum)
+	}
+	if same(sum) {
+		for i, n := range sum.Counts {
+			more.Counts[i] += n
+		}
+		more.Sum += sum.Sum
+	}
+	return more
 }

@@ -2,6 +2,7 @@ package meter
 
 import (
 	"log/slog"
+	"math"
 	"testing"
 	"time"
 
@@ -51,4 +52,35 @@ func TestEngines(t *testing.T) {
 	l.SetPods([]fleet.Pod{b}, now)
 	set(nil)
 	is(12)
+}
+
+// TestLatencies: the histograms of a workload's engines add up over its pods, over engines
+// that are read anew, and begin anew with other buckets.
+func TestLatencies(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	l, m := fleet.NewLocal("n", time.Minute, slog.New(slog.DiscardHandler), now), New(time.Minute)
+	l.Observe(m.Observe)
+	owner := fleet.Owner{Kind: "Deployment", Name: "llm"}
+	l.SetPods([]fleet.Pod{{Namespace: "shop", Name: "a", UID: "a", Owner: owner}, {Namespace: "shop", Name: "b", UID: "b", Owner: owner}}, now)
+	a, b := fleet.EngineKey{UID: "a"}, fleet.EngineKey{UID: "b"}
+	bounds := []float64{0.5, math.Inf(1)}
+	engine := func(bounds []float64, fast, all float64) *fleet.Engine {
+		e := &fleet.Engine{Heard: now}
+		e.Latencies[fleet.TTFT] = &fleet.Histogram{Bounds: bounds, Counts: []float64{fast, all}, Sum: 2 * all}
+		return e
+	}
+	is := func(all map[fleet.EngineKey]*fleet.Engine, fast, total float64) {
+		t.Helper()
+		now = now.Add(time.Second)
+		l.SetEngines(all, now)
+		h := m.Read().Workloads[0].Counted.Latencies
+		assert.Equal(t, []float64{fast, total}, h[fleet.TTFT].Counts)
+		assert.InDelta(t, 2*total, h[fleet.TTFT].Sum, 1e-9)
+		assert.Nil(t, h[fleet.ITL])
+	}
+	is(map[fleet.EngineKey]*fleet.Engine{a: engine(bounds, 1, 2), b: engine(bounds, 3, 5)}, 4, 7)
+	is(map[fleet.EngineKey]*fleet.Engine{a: engine(bounds, 2, 4), b: engine(bounds, 3, 5)}, 5, 9)
+	is(map[fleet.EngineKey]*fleet.Engine{a: engine(bounds, 1, 1), b: engine(bounds, 3, 5)}, 6, 10) // read anew
+	is(map[fleet.EngineKey]*fleet.Engine{b: engine(bounds, 4, 6)}, 7, 11)
+	is(map[fleet.EngineKey]*fleet.Engine{b: engine([]float64{0.25, math.Inf(1)}, 1, 2)}, 1, 2)
 }

@@ -91,7 +91,7 @@ type Meter struct {
 	has       Has          // what any device has reported
 	swept     time.Time
 
-	engines map[fleet.EngineKey]fleet.EngineTotals // when they were last looked at
+	engines map[fleet.EngineKey]observed // when they were last looked at
 
 	held    []*fleet.Pod // that holders was made of
 	holders map[string][]holder

@@ -150,7 +150,7 @@ func (s *reading) read(ctx context.Context, p *reachable) (float64, error) {
 	}
 	s.r.parsing.Lock()
 	defer s.r.parsing.Unlock()
-	families, err := engine.Parse(page.Body, page.ContentType)
+	families, err := engine.Parse(page.Body, page.ContentType, engine.Wanted{s.k.Metric: true})
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", at, err)
 	}
