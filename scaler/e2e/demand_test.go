@@ -36,6 +36,11 @@ func newInference(t *testing.T, waiting int64) *inference {
 		for name, perSecond := range map[string]float64{"prompt_tokens": 1000, "generation_tokens": 100, "request_success": 1} {
 			_, _ = fmt.Fprintf(w, "# TYPE vllm:%s_total counter\nvllm:%[1]s_total %v\n", name, perSecond*time.Since(began).Seconds())
 		}
+		all := int(1000 * time.Since(began).Seconds())
+		for _, name := range []string{"time_to_first_token", "inter_token_latency", "e2e_request_latency", "request_queue_time"} { // 90 % below 0.5 s
+			_, _ = fmt.Fprintf(w, "# TYPE vllm:%s_seconds histogram\nvllm:%[1]s_seconds_bucket{le=\"0.5\"} %d\nvllm:%[1]s_seconds_bucket{le=\"1.0\"} %[3]d\n"+
+				"vllm:%[1]s_seconds_bucket{le=\"+Inf\"} %[3]d\nvllm:%[1]s_seconds_count %[3]d\nvllm:%[1]s_seconds_sum %[3]d\n", name, all*9/10, all)
+		}
 	}))
 	e.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
@@ -141,7 +146,7 @@ func TestEnginesOfOtherNodes(t *testing.T) {
 	t.Logf("3 and 15 after %s", front.eventually(10*time.Second, is(18)))
 	_, err := front.value(map[string]string{"metricType": "engine_kv_cache_percent"})
 	assert.Equal(t, codes.FailedPrecondition, status.Code(err), "%v", err)
-	assert.ErrorContains(t, err, "they have engine_waiting, engine_running, engine_prompt_token_rate, engine_token_rate, engine_request_rate")
+	assert.ErrorContains(t, err, "they have engine_waiting, engine_running, engine_ttft_ms")
 	for _, n := range p.clients[:2] {
 		n.eventually(20*time.Second, func() error {
 			v, err := n.value(metadata)
