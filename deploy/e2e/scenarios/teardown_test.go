@@ -55,8 +55,8 @@ func showCluster(t *testing.T) *shown {
 	require.NoError(t, err)
 	s.children, err = parent.ChildrenWithContext(ctx)
 	require.NoError(t, err)
-	// etcd, three of Kubernetes, KWOK, two of KEDA, three times scaler and sidecar
-	require.GreaterOrEqual(t, len(s.children), 13)
+	// etcd, three of Kubernetes, KWOK, two of KEDA, a front, three times scaler, sidecar and podresources
+	require.GreaterOrEqual(t, len(s.children), 17)
 	return s
 }
 

@@ -1,6 +1,6 @@
 // Command cluster is a real Kubernetes with KEDA and gpuscaler for a person to
-// look at: three GPU nodes that play recorded load, and a vLLM-like Deployment
-// that scales on it. Ctrl-C removes everything.
+// look at: three GPU nodes, and an LLM service with engines in its pods and a day of
+// users, which scales on what waits in the engines. Ctrl-C removes everything.
 package main
 
 import (
@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"syscall"
@@ -26,7 +27,7 @@ type flags struct {
 
 func main() {
 	var f flags
-	kong.Parse(&f, kong.Description("A real Kubernetes with KEDA, three GPU nodes without a GPU, and a Deployment that scales."))
+	kong.Parse(&f, kong.Description("A real Kubernetes with KEDA, three GPU nodes without a GPU, and an LLM service that scales."))
 	os.Exit(run(f))
 }
 
@@ -88,6 +89,11 @@ func bringUp(ctx context.Context, repo, dir string) (*cluster.Cluster, *scene, e
 	if err := binaries.Product(ctx, repo, filepath.Join(dir, "bin")); err != nil {
 		return nil, nil, err
 	}
+	engine := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, "bin", "llmengine"), "./cmd/llmengine")
+	engine.Dir = filepath.Join(repo, "deploy", "e2e")
+	if out, err := engine.CombinedOutput(); err != nil {
+		return nil, nil, fmt.Errorf("building llmengine: %w\n%s", err, out)
+	}
 	c, err := cluster.Start(ctx, cluster.Options{
 		Binaries: set, Product: filepath.Join(dir, "bin"), Deploy: filepath.Join(repo, "deploy"), Dir: dir, Progress: say,
 	})
@@ -98,8 +104,9 @@ func bringUp(ctx context.Context, repo, dir string) (*cluster.Cluster, *scene, e
 	if err != nil {
 		return c, nil, err
 	}
-	fmt.Printf("\n  export KUBECONFIG=%s\n  export PATH=%s:$PATH    # has kubectl\n  kubectl get scaledobject,hpa,pods\n  kubectl describe scaledobject vllm\n\nCtrl-C ends and removes it.\n\n",
-		c.Kubeconfig, filepath.Dir(set.Path("cluster", "kubectl")))
+	fmt.Printf("\n  export KUBECONFIG=%s\n  export PATH=%s:$PATH    # has kubectl\n  kubectl get scaledobject,hpa,pods -o wide\n  kubectl describe scaledobject llm\n"+
+		"  %s load --url=http://%s --rate=12    # more users\n\nCtrl-C ends and removes it.\n\n",
+		c.Kubeconfig, filepath.Dir(set.Path("cluster", "kubectl")), filepath.Join(dir, "bin", "llmengine"), s.service.Address)
 	return c, s, nil
 }
 

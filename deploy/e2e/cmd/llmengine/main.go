@@ -1,5 +1,6 @@
 // Command llmengine is an inference server without a model and without a GPU: it takes its
-// time as one with continuous batching does, and has vLLM's metrics.
+// time as one with continuous batching does, and has vLLM's metrics. "llmengine load" sends
+// requests to one.
 package main
 
 import (
@@ -23,7 +24,13 @@ import (
 // draining is how long requests in flight may take when it ends.
 const draining = 8 * time.Second
 
-type flags struct {
+type commands struct {
+	Serve serve `cmd:"" default:"withargs" help:"Serve (the default)."`
+	Load  load  `cmd:"" help:"Send requests to an inference server, and tell how long they wait."`
+}
+
+// serve is an engine.
+type serve struct {
 	Listen     string        `default:"127.0.0.1:8000" help:"Address of /v1/completions, /metrics, /health and /gpu; nobody listens before the model is loaded."`
 	Model      string        `default:"e2e/llama-8b" help:"Name of the model, in labels."`
 	Loading    time.Duration `default:"20s" help:"How long the model loads."`
@@ -32,23 +39,23 @@ type flags struct {
 	Speed      float64       `default:"1" help:"So many times as fast as the usual GPU."`
 }
 
-func main() {
-	var f flags
-	kong.Parse(&f, kong.Description("An inference server for tests, with vLLM's metrics."))
-	os.Exit(f.main())
-}
+func main() { os.Exit(run()) }
 
-func (f *flags) main() int {
+func run() int {
+	var c commands
+	k := kong.Parse(&c, kong.Description("An inference server for tests, with vLLM's metrics."))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := f.run(ctx); err != nil && ctx.Err() == nil {
+	k.BindTo(ctx, (*context.Context)(nil))
+	if err := k.Run(); err != nil && ctx.Err() == nil {
 		fmt.Fprintln(os.Stderr, "llmengine:", err)
 		return 1
 	}
 	return 0
 }
 
-func (f *flags) run(ctx context.Context) error {
+// Run serves until ctx is done.
+func (f *serve) Run(ctx context.Context) error {
 	if !(f.Speed > 0) {
 		return fmt.Errorf("--speed: %v is not above 0", f.Speed)
 	}
