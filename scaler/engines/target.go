@@ -7,7 +7,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -101,11 +100,10 @@ func (t *target) run(ctx context.Context) {
 // read reads the engine, or looks for it.
 func (t *target) read(ctx context.Context) (*engine.Sample, error) {
 	p := t.pod.Load()
-	ip, err := netip.ParseAddr(p.IP)
-	switch {
-	case err != nil || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLinkLocalUnicast():
-		return nil, fmt.Errorf("its address %s is none that is read", strconv.Quote(p.IP))
-	case t.at != "" && strings.HasPrefix(t.at, host(p.IP)):
+	if err := scrape.CheckIP(p.IP); err != nil {
+		return nil, err
+	}
+	if t.at != "" && strings.HasPrefix(t.at, host(p.IP)) {
 		x, err := t.try(ctx, t.at)
 		if t.fails++; err == nil {
 			t.fails = 0

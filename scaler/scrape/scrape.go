@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -32,6 +34,16 @@ const (
 
 // ErrUnreachable says that nobody answers HTTP at the address.
 var ErrUnreachable = errors.New("cannot be reached")
+
+// CheckIP says why a pod's address is none that is read, or nil: it leads to no pod, or to
+// the services of a cloud.
+func CheckIP(ip string) error {
+	parsed, err := netip.ParseAddr(ip)
+	if err != nil || parsed.IsUnspecified() || parsed.IsMulticast() || parsed.IsLinkLocalUnicast() {
+		return fmt.Errorf("its address %s is none that is read", strconv.Quote(ip))
+	}
+	return nil
+}
 
 // StatusError is an answer that is no page.
 type StatusError struct {

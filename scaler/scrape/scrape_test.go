@@ -45,3 +45,13 @@ func TestLarge(t *testing.T) {
 	assert.ErrorContains(t, get(MaxBytes+1), "more than 4 MiB")
 	assert.Len(t, large, largeAtOnce-1)
 }
+
+// TestCheckIP: no address leads to all hosts, to a group of them, or to a cloud's metadata.
+func TestCheckIP(t *testing.T) {
+	for _, ip := range []string{"10.0.3.7", "fd00::7", "127.0.0.1"} {
+		assert.NoError(t, CheckIP(ip), ip)
+	}
+	for _, ip := range []string{"", "0.0.0.0", "::", "224.0.0.1", "169.254.169.254", "fe80::1", "gateway", "10.0.3.7:80"} {
+		assert.ErrorContains(t, CheckIP(ip), "is none that is read", ip)
+	}
+}

@@ -53,7 +53,7 @@ type behind struct {
 func (a *api) find(ctx context.Context, k key) (found behind, silent bool, err error) {
 	service := &corev1.Service{}
 	if err := a.get(ctx, a.core.Get().Namespace(k.namespace).Resource("services").Name(k.Name), service); err != nil {
-		silent, err = told(k, err)
+		silent, err = classify(k, err)
 		return found, silent, err
 	}
 	pods := &corev1.PodList{}
@@ -64,7 +64,7 @@ func (a *api) find(ctx context.Context, k key) (found behind, silent bool, err e
 	found.selector = service.Spec.Selector
 	request := a.core.Get().Namespace(k.namespace).Resource("pods").Param("labelSelector", labels.SelectorFromSet(found.selector).String())
 	if err := a.get(ctx, request, pods); err != nil {
-		silent, err = told(k, err)
+		silent, err = classify(k, err)
 		return found, silent, err
 	}
 	found.pods, err = ready(pods.Items, port, k)
@@ -152,9 +152,9 @@ func target(p *corev1.Pod, port *corev1.ServicePort) int {
 	return 0
 }
 
-// told says what a user has to know of an error of the API server, and whether it is the
+// classify says what a user has to know of an error of the API server, and whether it is the
 // lack of an answer.
-func told(k key, err error) (silent bool, is error) {
+func classify(k key, err error) (silent bool, is error) {
 	switch {
 	case apierrors.IsNotFound(err):
 		return false, fail(evaluate.Impossible, "service: there is no Service %s in namespace %s", k.Name, k.namespace)

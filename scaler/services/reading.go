@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cenkalti/backoff/v4"
 
 	"gpuscaler/scaler/engine"
 	"gpuscaler/scaler/evaluate"
@@ -62,15 +63,28 @@ func (s *reading) run(ctx context.Context, into *source) {
 			p.client.Close()
 		}
 	}()
-	for failed := true; ; {
+	again := backoff.NewExponentialBackOff(backoff.WithInitialInterval(interval), backoff.WithMaxInterval(period), backoff.WithMaxElapsedTime(0))
+	due, failed := time.Now(), true // when it is asked which pods there are
+	for {
 		began := time.Now()
-		if failed || began.Sub(s.asked) >= period {
+		looked := !began.Before(due)
+		if looked {
 			s.look(ctx)
 		}
-		failed = !s.readAll(ctx)
+		ok := s.readAll(ctx)
 		if ctx.Err() != nil {
 			return
 		}
+		switch {
+		case ok && (looked || failed):
+			again.Reset()
+			due = s.asked.Add(period)
+		case !ok && !failed: // a pod may have gone
+			due = began
+		case !ok && looked: // others have to be looked for, too
+			due = began.Add(again.NextBackOff())
+		}
+		failed = !ok
 		s.tell(into, time.Now())
 		select {
 		case <-ctx.Done():
@@ -139,9 +153,8 @@ func (s *reading) readAll(ctx context.Context) (ok bool) {
 
 // read is what one pod tells.
 func (s *reading) read(ctx context.Context, p *reachable) (float64, error) {
-	ip, err := netip.ParseAddr(p.ip)
-	if err != nil || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLinkLocalUnicast() {
-		return 0, fmt.Errorf("its address %s is none that is read", strconv.Quote(p.ip))
+	if err := scrape.CheckIP(p.ip); err != nil {
+		return 0, err
 	}
 	at := net.JoinHostPort(p.ip, strconv.Itoa(p.port)) + s.k.Path
 	page, err := p.client.Get(ctx, "http://"+at)

@@ -23,8 +23,8 @@ const (
 	interval = 500 * time.Millisecond
 	// timeout is the longest that one answer may take.
 	timeout = 2 * time.Second
-	// period is how often it is asked which pods a Service has; after a pod could not be
-	// read it is at once.
+	// period is how often it is asked which pods a Service has. After a pod could not be
+	// read it is at once, and then as often as before by and by.
 	period = 5 * time.Second
 	// wanted is for how long a Service is read after somebody asked.
 	wanted = 5 * time.Minute

@@ -258,3 +258,18 @@ func TestBounded(t *testing.T) {
 	require.NotNil(t, q)
 	require.ErrorContains(t, q.Failure, "16 of them of namespace shop; so many more are not read")
 }
+
+// TestLooksSeldom: a Service that cannot be read does not have the API server asked each
+// time, and is read soon after it can be.
+func TestLooksSeldom(t *testing.T) {
+	g := newGateway(t, inFlight(1))
+	r, c := read(t)
+	becomes(t, r, func(q *evaluate.Queue) bool { return q.Failure != nil })
+	before := c.asked.Load()
+	time.Sleep(16 * interval)
+	assert.LessOrEqual(t, c.asked.Load()-before, int64(18), "two for each look; at each reading it would be 32")
+	c.set(func() { c.pods = []corev1.Pod{podOf("a", g)} })
+	began := time.Now()
+	becomes(t, r, known(1))
+	assert.Less(t, time.Since(began), 2*period)
+}
