@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # go-nvml declares all of NVML, its deprecated functions too; nobody calls those.
 export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 
-.PHONY: help build run test cluster e2e bench bench-fleet fuzz lint images image-bases fixtures proto clean
+.PHONY: help build run test cluster e2e bench bench-fleet bench-day fuzz lint images image-bases fixtures proto clean
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ bench: ## Measure, and print the ratios that matter
 
 bench-fleet: ## Measure a front with up to 5,000 nodes (GPUSCALER_BENCH_SIZES=10,100 for less)
 	go test -timeout 20m -run '^$$' -bench . -benchtime 1x ./scaler/bench/fleet
+
+bench-day: ## A day of an LLM service in 40 minutes, scaled in several ways side by side on a real Kubernetes (DAY=20m)
+	cd deploy/e2e && GPUSCALER_E2E_DAY=$(or $(DAY),40m) GPUSCALER_E2E_DAY_PLOT=$(abspath deploy/e2e/day.svg) \
+		go test -v -count=1 -timeout 90m -run '^TestDay$$' ./scenarios
 
 fuzz: ## Fuzz every decoder and parser (FUZZTIME=300000x each, or 5m)
 	.ci/fuzz $(FUZZTIME)

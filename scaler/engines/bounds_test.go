@@ -73,3 +73,29 @@ func TestHangingNeighbours(t *testing.T) {
 	time.Sleep(6 * interval)
 	assert.GreaterOrEqual(t, good.requests.Load()-before, int64(3), "of some 6 in 6 s")
 }
+
+// TestAnswersForAnother: an answer is the pod's whose address it came from, whatever pod its
+// labels name, and the pod that has the address next begins anew.
+func TestAnswersForAnother(t *testing.T) {
+	busy := "vllm:num_requests_waiting{model_name=\"m\",namespace=\"shop\",pod=\"victim\"} 90\nvllm:num_requests_running{model_name=\"m\"} 1\n"
+	liar, victim := newPod(t, "liar", page(busy)), newPod(t, "victim", page(recording(t, "vllm-0.11.txt")))
+	a := &asks{}
+	a.set(liar.ask(), victim.ask())
+	node := read(t, a, liar, victim)
+	waiting := func(of *pod) float64 {
+		e := becomes(t, node, of.ask().EngineKey, func(e *fleet.Engine) bool { return e != nil && e.Readings.Len() > 0 })
+		v, _, ok := e.Readings.Mean("engine_waiting", 0)
+		require.True(t, ok)
+		return v
+	}
+	assert.InDelta(t, 90, waiting(liar), 0)
+	assert.InDelta(t, 3, waiting(victim), 0)
+
+	next := &pod{Pod: victim.Pod}
+	next.UID = "next"
+	a.set(liar.ask(), next.ask())
+	node.SetPods([]fleet.Pod{liar.Pod, next.Pod}, time.Now())
+	becomes(t, node, victim.ask().EngineKey, func(e *fleet.Engine) bool { return e == nil })
+	e := becomes(t, node, next.ask().EngineKey, func(e *fleet.Engine) bool { return e != nil })
+	assert.Less(t, e.Totals[fleet.Requests], 1.0, "requests of the one before")
+}

@@ -54,7 +54,8 @@ func (k *Kubelet) stepEngine(ctx context.Context, pod *corev1.Pod) error {
 	case pod.DeletionTimestamp != nil:
 		if !e.ending { // it finishes what is in flight
 			e.ending = true
-			go func() { _ = e.process.Stop() }()
+			grace := time.Duration(*pod.Spec.TerminationGracePeriodSeconds) * time.Second // the API server has a default
+			go func() { _ = e.process.StopWithin(grace) }()
 		}
 		return nil
 	case e == nil || e.process.Ended() != nil:

@@ -122,14 +122,17 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Stop ends the program with SIGTERM, or with SIGKILL when that takes too
 // long, which is an error. A program that has ended already is none.
-func (p *Process) Stop() error {
+func (p *Process) Stop() error { return p.StopWithin(stopGrace) }
+
+// StopWithin is Stop with another time until the program is killed.
+func (p *Process) StopWithin(grace time.Duration) error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails when it has ended
 	select {
 	case <-p.done:
 		return nil
-	case <-time.After(stopGrace):
+	case <-time.After(grace):
 		p.Kill()
-		return fmt.Errorf("%s did not end within %s of SIGTERM and was killed", p.Name, stopGrace)
+		return fmt.Errorf("%s did not end within %s of SIGTERM and was killed", p.Name, grace)
 	}
 }
 

@@ -2,7 +2,6 @@ package scenarios
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 )
 
@@ -12,27 +11,31 @@ const (
 	plotLeft, plotBottom  = 40, 40
 )
 
-// plot draws runs over the same demand as an SVG, in minutes of the time that they
-// stand for.
-func plot(ours, naive, cpu *sine) string {
-	most := float64(max(slices.Max(ours.replicas), slices.Max(naive.replicas), slices.Max(cpu.replicas)) + 1)
-	x := func(i int) float64 {
-		return plotLeft + float64(i)/float64(len(ours.replicas)-1)*(plotWidth-plotLeft-10)
-	}
-	y := func(v float64) float64 { return plotHeight - plotBottom - v/most*(plotHeight-plotBottom-10) }
-	line := func(n int, value func(i int) float64, steps bool) string {
-		var points []string
-		for i := range n {
-			if steps && i > 0 {
-				points = append(points, fmt.Sprintf("%.1f,%.1f", x(i), y(value(i-1))))
-			}
-			points = append(points, fmt.Sprintf("%.1f,%.1f", x(i), y(value(i))))
+// curve is one line of a plot: values at times that are equally far apart.
+type curve struct {
+	values []float64
+	// steps: a value stays until the next one, as replica counts do.
+	steps bool
+	// style are attributes of the line, color among them.
+	color, style string
+	text         string
+}
+
+// axis is a plot's axis of time: labels from its start to its end, equally far apart.
+type axis []string
+
+// plot draws curves over one time as an SVG, the last one on top. Those that are longer than
+// the shortest are cut.
+func plot(over axis, curves ...curve) string {
+	n, most := len(curves[0].values), 0.0
+	for _, c := range curves {
+		n = min(n, len(c.values))
+		for _, v := range c.values {
+			most = max(most, v+1)
 		}
-		return strings.Join(points, " ")
 	}
-	replicas := func(r *sine) string {
-		return line(len(r.replicas), func(i int) float64 { return float64(r.replicas[i]) }, true)
-	}
+	x := func(share float64) float64 { return plotLeft + share*(plotWidth-plotLeft-10) }
+	y := func(v float64) float64 { return plotHeight - plotBottom - v/most*(plotHeight-plotBottom-10) }
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">
 <rect width="100%%" height="100%%" fill="#fff"/>
@@ -41,22 +44,33 @@ func plot(ours, naive, cpu *sine) string {
 		fmt.Fprintf(&b, `<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="#ddd"/><text x="%d" y="%.1f" text-anchor="end">%d</text>`+"\n",
 			plotLeft, plotWidth-10, y(float64(v)), y(float64(v)), plotLeft-6, y(float64(v))+4, v)
 	}
-	minutes := int((waves * wave * 15).Minutes())
-	for m := 0; m <= minutes; m += 5 {
-		at := x((len(ours.replicas) - 1) * m / minutes)
-		fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle">%d min</text>`+"\n", min(at, plotWidth-24), plotHeight-plotBottom+16, m)
+	for i, label := range over {
+		at := x(float64(i) / float64(len(over)-1))
+		fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle">%s</text>`+"\n", min(at, plotWidth-24), plotHeight-plotBottom+16, label)
 	}
-	fmt.Fprintf(&b, `<polyline fill="none" stroke="#999" stroke-dasharray="4 3" points="%s"/>
-<polyline fill="none" stroke="#c33" stroke-width="1.5" points="%s"/>
-<polyline fill="none" stroke="#36c" stroke-width="1.5" points="%s"/>
-<polyline fill="none" stroke="#176" stroke-width="2.5" points="%s"/>
-`, line(len(ours.demand), func(i int) float64 { return ours.demand[i] / 0.6 }, false), replicas(naive), replicas(cpu), replicas(ours))
-	legend := []struct{ colour, text string }{
-		{"#176", "by their own GPUs (scope: workload)"}, {"#36c", "by CPU, the same load"}, {"#c33", "by the largest of all GPUs"}, {"#999", "demand / target"},
-	}
-	for i, l := range legend {
-		fmt.Fprintf(&b, `<text x="%d" y="%d" fill="%s">%s</text>`+"\n", plotLeft+i*190+min(i, 1)*50, plotHeight-6, l.colour, l.text)
+	at := float64(plotLeft)
+	for _, c := range curves {
+		var points []string
+		for i, v := range c.values[:n] {
+			here := x(float64(i) / float64(n-1))
+			if c.steps && i > 0 {
+				points = append(points, fmt.Sprintf("%.1f,%.1f", here, y(c.values[i-1])))
+			}
+			points = append(points, fmt.Sprintf("%.1f,%.1f", here, y(v)))
+		}
+		fmt.Fprintf(&b, `<polyline fill="none" stroke="%s" %s points="%s"/>`+"\n", c.color, c.style, strings.Join(points, " "))
+		fmt.Fprintf(&b, `<text x="%.0f" y="%d" fill="%s">%s</text>`+"\n", at, plotHeight-6, c.color, c.text)
+		at += 6.2*float64(len(c.text)) + 16 // about what sans-serif takes
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
+}
+
+// floats are the counts as a plot has them.
+func floats(counts []int) []float64 {
+	all := make([]float64, len(counts))
+	for i, n := range counts {
+		all[i] = float64(n)
+	}
+	return all
 }

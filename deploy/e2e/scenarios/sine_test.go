@@ -66,9 +66,22 @@ func TestSine(t *testing.T) {
 		assert.True(t, naive.reversals() > ours.reversals() || slices.Max(naive.replicas) > slices.Max(ours.replicas)+1, "the naive way is as good")
 		assert.Less(t, ours.distance(cpu), 1.0, "the driver's second and KEDA's are later than CPU's; more is another decision")
 		if path := os.Getenv("GPUSCALER_E2E_PLOT"); path != "" {
-			require.NoError(t, os.WriteFile(path, []byte(plot(ours, naive, cpu)), 0o644))
+			require.NoError(t, os.WriteFile(path, []byte(sinePlot(ours, naive, cpu)), 0o644))
 		}
 	})
+}
+
+// sinePlot draws them over the minutes that they stand for.
+func sinePlot(ours, naive, cpu *sine) string {
+	needed := make([]float64, len(ours.demand))
+	for i, d := range ours.demand {
+		needed[i] = d / 0.6
+	}
+	return plot(axis{"0 min", "5 min", "10 min", "15 min"},
+		curve{needed, false, "#999", `stroke-dasharray="4 3"`, "demand / target"},
+		curve{floats(naive.replicas), true, "#c33", `stroke-width="1.5"`, "by the largest of all GPUs"},
+		curve{floats(cpu.replicas), true, "#36c", `stroke-width="1.5"`, "by CPU, the same load"},
+		curve{floats(ours.replicas), true, "#176", `stroke-width="2.5"`, "by their own GPUs (scope: workload)"})
 }
 
 const everySecond = "pollingInterval: 1\nminReplicaCount: 1\nmaxReplicaCount: 20"

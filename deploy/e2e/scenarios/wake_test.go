@@ -68,8 +68,9 @@ func TestWakeFromZero(t *testing.T) {
 
 // gateway is the recipe's Caddy in front of a story's workload.
 type gateway struct {
-	url    string
-	recipe map[string]string // its objects, by kind
+	url     string
+	recipe  map[string]string // its objects, by kind
+	engines string            // the address of the workload's own Service
 }
 
 // gateway runs Caddy with the recipe's configuration, but for its addresses, in a pod with
@@ -96,6 +97,7 @@ func (s *story) gateway() *gateway {
 	service, err := s.Serve()
 	s.must(err)
 	s.Cleanup(service.Stop)
+	g.engines = service.Address
 	ports, err := cluster.FreePorts(2)
 	s.must(err)
 	file := config.Data["Caddyfile"]

@@ -21,9 +21,6 @@ import (
 	"gpuscaler/deploy/e2e/llmserver"
 )
 
-// draining is how long requests in flight may take when it ends.
-const draining = 8 * time.Second
-
 type commands struct {
 	Serve serve `cmd:"" default:"withargs" help:"Serve (the default)."`
 	Load  load  `cmd:"" help:"Send requests to an inference server, and tell how long they wait."`
@@ -37,6 +34,7 @@ type serve struct {
 	MaxRunning int           `default:"16" help:"Requests that run at a time at most."`
 	KVTokens   int           `name:"kv-tokens" default:"60000" help:"Size of the KV cache, in tokens."`
 	Speed      float64       `default:"1" help:"So many times as fast as the usual GPU."`
+	Draining   time.Duration `default:"8s" help:"How long requests in flight may take after SIGTERM."`
 }
 
 func main() { os.Exit(run()) }
@@ -87,7 +85,7 @@ func (f *serve) Run(ctx context.Context) error {
 	})
 	parts.Go(func() error {
 		<-ctx.Done()
-		finishing, cancel := context.WithTimeout(context.Background(), draining)
+		finishing, cancel := context.WithTimeout(context.Background(), f.Draining)
 		defer cancel()
 		if web.Shutdown(finishing) != nil { // what is left breaks off
 			_ = web.Close()
