@@ -55,14 +55,7 @@ func same(t *testing.T, want, got []snapshot.Device) {
 			}
 			assert.InDelta(t, v, g.Counters[counter], within, "%s of %s", counter, w.ID)
 		}
-		if !slices.ContainsFunc(want, func(d snapshot.Device) bool { return d.Parent == w.ID }) {
-			// A GPU in MIG mode lists its instances' processes as well.
-			require.Len(t, g.Processes, len(w.Processes), w.ID)
-			for j := range w.Processes {
-				assert.Equal(t, w.Processes[j].PID, g.Processes[j].PID)
-				assert.InDelta(t, w.Processes[j].UsedMiB, g.Processes[j].UsedMiB, 1e-3)
-			}
-		}
+		assert.Empty(t, g.Processes, "nobody uses them, and some drivers write past their end")
 	}
 }
 
@@ -140,9 +133,6 @@ var optional = map[string][]string{
 	"nvmlDeviceGetHandleByIndex_v2":             nil,
 	"nvmlDeviceGetMemoryInfo_v2":                nil,
 	"nvmlDeviceGetMemoryInfo":                   nil,
-	"nvmlDeviceGetComputeRunningProcesses_v3":   nil,
-	"nvmlDeviceGetComputeRunningProcesses_v2":   nil,
-	"nvmlDeviceGetComputeRunningProcesses":      nil,
 	"nvmlDeviceGetMigMode":                      nil,
 	"nvmlDeviceGetMigDeviceHandleByIndex":       nil,
 	"nvmlDeviceGetMaxMigDeviceCount":            nil,

@@ -118,26 +118,6 @@ func (d *Driver) readMemory(h nvml.Device, r *reading) {
 	}
 }
 
-// readProcesses lists who holds memory. Not being able to is no failure of any
-// metric.
-func (d *Driver) readProcesses(h nvml.Device, r *reading) {
-	if !d.has("nvmlDeviceGetComputeRunningProcesses_v3") && !d.has("nvmlDeviceGetComputeRunningProcesses_v2") &&
-		!d.has("nvmlDeviceGetComputeRunningProcesses") {
-		return
-	}
-	processes, ret := h.GetComputeRunningProcesses()
-	if ret != nvml.SUCCESS || len(processes) > snapshot.MaxProcesses {
-		return
-	}
-	for _, p := range processes {
-		used := float64(p.UsedGpuMemory) / mib
-		if used > maxMiB { // NVML_VALUE_NOT_AVAILABLE is the largest number there is
-			used = 0
-		}
-		r.device.Processes = append(r.device.Processes, snapshot.Process{PID: p.Pid, UsedMiB: used})
-	}
-}
-
 // reading collects what the getters say of one device.
 type reading struct {
 	device snapshot.Device

@@ -99,7 +99,6 @@ func (d *Driver) readGPU(g *gpu, now time.Time) []snapshot.Device {
 	if r.gone == "" {
 		d.readClocks(g.handle, r)
 		d.readMemory(g.handle, r)
-		d.readProcesses(g.handle, r)
 	}
 	if r.gone == "" && !g.mig {
 		d.readActivity(&g.activity, g, -1, g.kept)
@@ -221,7 +220,6 @@ func (d *Driver) readInstance(g *gpu, handle nvml.Device, uuid string, now time.
 		}
 	}
 	d.readMemory(handle, r)
-	d.readProcesses(handle, r)
 	if d.has("nvmlDeviceGetGpuInstanceId") {
 		if id, ret := handle.GetGpuInstanceId(); ret == nvml.SUCCESS {
 			r.device.Instance = id

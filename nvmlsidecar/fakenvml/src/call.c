@@ -41,6 +41,11 @@ __attribute__((constructor)) static void load(void)
     clock_start(multiplier);
 }
 
+const char *driver_version(void)
+{
+    return driver;
+}
+
 void sleep_seconds(double seconds)
 {
     /* Up to a moment, not for a duration: the Go runtime interrupts its

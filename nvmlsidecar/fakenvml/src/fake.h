@@ -82,6 +82,8 @@ bool fixture_load(const char *path, char *text, size_t size);
 int column_named(const char *name); /* -1: no such column */
 void *grow(void *array, size_t used, size_t size);
 
+const char *driver_version(void); /* "580.95.05-fake", or FAKENVML_DRIVER */
+
 /* Where playback stands. */
 struct moment {
     long long us;    /* fixture time since the start, over all passes */

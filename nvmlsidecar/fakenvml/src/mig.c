@@ -2,6 +2,7 @@
 #include "fake.h"
 
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -143,10 +144,18 @@ nvmlReturn_t nvmlDeviceGetAttributes_v2(nvmlDevice_t device, nvmlDeviceAttribute
     return get_attributes(__func__, device, attributes);
 }
 
+/* What drivers 535.43 to 535.86 took for the records of _v3: longer by a member, so that they
+ * write past the end of a caller's array. 535.98 went back. */
+struct long_process {
+    nvmlProcessInfo_v2_t info;
+    unsigned long long protected_memory;
+};
+
 /* Collects processes: all are counted, those that there is room for are kept. */
 struct list {
-    nvmlProcessInfo_v1_t *v1; /* one of the two, or neither */
+    nvmlProcessInfo_v1_t *v1; /* one of them, or none */
     nvmlProcessInfo_v2_t *v2;
+    struct long_process *longer;
     unsigned int room, used;
 };
 
@@ -158,13 +167,16 @@ static void add(struct list *list, const struct process *p, const struct nvmlDev
     unsigned long long bytes = to_ull(p->mib * 1048576);
     if (list->v1 != NULL)
         list->v1[i] = (nvmlProcessInfo_v1_t){.pid = p->pid, .usedGpuMemory = bytes};
+    nvmlProcessInfo_v2_t info = {
+        .pid = p->pid,
+        .usedGpuMemory = bytes,
+        .gpuInstanceId = device->parent != NULL ? device->instance : UINT_MAX,
+        .computeInstanceId = device->parent != NULL ? 0 : UINT_MAX,
+    };
     if (list->v2 != NULL)
-        list->v2[i] = (nvmlProcessInfo_v2_t){
-            .pid = p->pid,
-            .usedGpuMemory = bytes,
-            .gpuInstanceId = device->parent != NULL ? device->instance : UINT_MAX,
-            .computeInstanceId = device->parent != NULL ? 0 : UINT_MAX,
-        };
+        list->v2[i] = info;
+    if (list->longer != NULL)
+        list->longer[i] = (struct long_process){info, 0};
 }
 
 static bool has_process(const struct row *row, unsigned int pid)
@@ -201,7 +213,7 @@ static nvmlReturn_t get_processes(const char *function, nvmlDevice_t device, uns
         rc = NVML_ERROR_INVALID_ARGUMENT;
     if (rc != NVML_SUCCESS)
         return done(rc);
-    list.room = list.v1 != NULL || list.v2 != NULL ? *count : 0;
+    list.room = list.v1 != NULL || list.v2 != NULL || list.longer != NULL ? *count : 0;
     add_row(&list, row);
     if (device.handle->parent == NULL)
         for (unsigned int i = 0; (mig = mig_at(device.handle, i)) != NULL; i++)
@@ -222,6 +234,9 @@ nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsign
 
 nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count, nvmlProcessInfo_t *infos)
 {
+    unsigned int minor;
+    if (sscanf(driver_version(), "535.%u", &minor) == 1 && minor >= 43 && minor <= 86)
+        return get_processes(__func__, device, count, (struct list){.longer = (struct long_process *)infos});
     return get_processes(__func__, device, count, (struct list){.v2 = infos});
 }
 
