@@ -29,15 +29,16 @@ var version = "dev"
 const program = "nvmlsidecar"
 
 type command struct {
-	Socket      string           `default:"/run/gpuscaler/nvml.sock" help:"Unix socket of the scaler. Empty: none."`
-	Interval    time.Duration    `default:"1s" help:"Time between two readings, 100ms to 1m."`
-	NVMLLibrary string           `name:"nvml-library" placeholder:"PATH" help:"The driver's library. Default: libnvidia-ml.so.1, as the dynamic linker finds it."`
-	Record      string           `placeholder:"FILE" help:"Write the readings to this new file as a fixture."`
-	Once        bool             `help:"Print one reading as JSON and exit. Takes one interval, because rates need two."`
-	HangTimeout time.Duration    `default:"30s" help:"Exit when a call into the driver takes longer, so that the process is restarted; 1s at least."`
-	LogFormat   string           `enum:"text,json" default:"text" help:"How log lines look: ${enum}."`
-	LogLevel    string           `enum:"debug,info,warn,error" default:"info" help:"The least level logged: ${enum}."`
-	Version     kong.VersionFlag `env:"-" help:"Print the version and exit."`
+	Socket           string           `default:"/run/gpuscaler/nvml.sock" help:"Unix socket of the scaler. Empty: none."`
+	Interval         time.Duration    `default:"1s" help:"Time between two readings, 100ms to 1m."`
+	NVMLLibrary      string           `name:"nvml-library" placeholder:"PATH" help:"The driver's library. Default: libnvidia-ml.so.1, as the dynamic linker finds it."`
+	Record           string           `placeholder:"FILE" help:"Write the readings to this new file as a fixture."`
+	Once             bool             `help:"Print one reading as JSON and exit. Takes one interval, because rates need two."`
+	HangTimeout      time.Duration    `default:"30s" help:"Exit when a call into the driver takes longer, so that the process is restarted; 1s at least."`
+	ContainerTimeout time.Duration    `default:"0s" help:"Exit when only a new container can help for that long: no driver, no right to open it, or a MIG layout younger than the container; 0s: never. The image sets it to 2m."`
+	LogFormat        string           `enum:"text,json" default:"text" help:"How log lines look: ${enum}."`
+	LogLevel         string           `enum:"debug,info,warn,error" default:"info" help:"The least level logged: ${enum}."`
+	Version          kong.VersionFlag `env:"-" help:"Print the version and exit."`
 }
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -73,6 +74,9 @@ func (c *command) Validate() error {
 	if c.HangTimeout < time.Second {
 		return fmt.Errorf("--hang-timeout: %v is less than 1s", c.HangTimeout)
 	}
+	if c.ContainerTimeout != 0 && c.ContainerTimeout < time.Second {
+		return fmt.Errorf("--container-timeout: %v is neither 0s nor 1s or more", c.ContainerTimeout)
+	}
 	if c.Socket == "" && c.Record == "" && !c.Once {
 		return errors.New("--socket and --record are both empty, there is nothing to do")
 	}
@@ -83,7 +87,7 @@ func (c *command) run(ctx context.Context) error {
 	if !c.Once {
 		c.logger().Info("started", "version", version, "interval", c.Interval, "hang_timeout", c.HangTimeout)
 	}
-	driver := nvml.New(c.NVMLLibrary, c.logger())
+	driver := nvml.New(nvml.Options{Library: c.NVMLLibrary, ContainerTimeout: c.ContainerTimeout, Log: c.logger()})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go driver.ReadSlow(ctx, c.Interval)

@@ -24,6 +24,7 @@ import (
 //	time SECONDS                 stops the clock there, counted from the first sample; beyond the
 //	                             fixture's end it is the time in a later pass
 //	xid GPU NUMBER               one XID: each line is one event, told once
+//	migchange GPU                one event of another MIG layout: each line is one, reported once
 //	migoff GPU                   MIG mode is off, instances are gone
 //
 // FUNCTION is the exact C name (nvmlDeviceGetMemoryInfo_v2). DEVICE is a GPU's

@@ -15,6 +15,7 @@
 package nvml
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,9 +36,11 @@ const (
 	// reopenAfter is how long a closed or troubled driver is left alone before
 	// it is opened anew.
 	reopenAfter = 4 * time.Second
-	// stillAfter is the same when a reopening did not help: initialising can
-	// wake GPUs for seconds, but one that was reset has to show within 10 s.
-	stillAfter = 2 * reopenAfter
+	// mostPause bounds the time between reopenings that do not help, which doubles from
+	// reopenAfter on: to initialise takes seconds and wakes all idle GPUs of the node, and
+	// XIDs are missed meanwhile. A GPU that falls off the bus or comes back changes the
+	// kernel's list of GPUs, for which the driver is reopened at once.
+	mostPause = 5 * time.Minute
 	// mismatchPatience is how long a library that does not fit the kernel's
 	// driver is waited for.
 	mismatchPatience = 15 * time.Second
@@ -65,8 +68,12 @@ type Driver struct {
 	// Shutdown and Init for writing.
 	open   sync.RWMutex
 	opened bool
+	count  int // of GPUs, those included that this process may not open
 	gpus   []*gpu
-	events nvml.EventSet // of XIDs; nil: the driver tells of none
+	// refused are the indices of GPUs that this process may not open: the driver counts them all the
+	// same (nvml.h, nvmlDeviceGetCount_v2).
+	refused []int
+	events  nvml.EventSet // of XIDs; nil: the driver tells of none
 
 	slowSymbol bool          // the driver has nvmlDeviceGetPcieThroughput
 	reopened   chan struct{} // there are new handles for ReadSlow
@@ -79,10 +86,12 @@ type Driver struct {
 	known      map[int]identity              // the last identity seen at each index
 	instances  map[string][]snapshot.Device  // as last read, by their GPU's id
 	tried      time.Time                     // the last attempt to open
+	pause      time.Duration                 // until the next one, while the driver is open
 	mismatched time.Time                     // since when the library has not fitted
 	trouble    string                        // why the driver has to be reopened, or ""
 	logged     string                        // the trouble that was logged last
 	topology   []string
+	container  container
 
 	readBusy, slowBusy atomic.Int64 // start of the call in progress, as clock has it, or 0
 }
@@ -96,27 +105,35 @@ func clock(now time.Time) int64 { return int64(now.Sub(begun)) }
 // identity is what a device is called.
 type identity struct{ uuid, model, file string }
 
-// New prepares to read through a library: a path, or a name that the dynamic
-// linker finds; "" is libnvidia-ml.so.1. Nothing is loaded yet.
-func New(library string, log *slog.Logger) *Driver {
-	if library == "" {
-		library = defaultLibrary
-	}
+// Options say how a driver is read.
+type Options struct {
+	// Library is a path, or a name that the dynamic linker finds; "" is libnvidia-ml.so.1.
+	Library string
+	// ContainerTimeout is how long a failure may last that only a new container can end, until
+	// Read returns an *ErrContainer. 0: for ever, as is right outside of containers.
+	ContainerTimeout time.Duration
+	Log              *slog.Logger
+}
+
+// New prepares to read. Nothing is loaded yet.
+func New(o Options) *Driver {
+	library := cmp.Or(o.Library, defaultLibrary)
 	return &Driver{
-		lib: nvml.New(nvml.WithLibraryPath(library)), path: library, log: log, reopened: make(chan struct{}, 1),
+		lib: nvml.New(nvml.WithLibraryPath(library)), path: library, log: o.Log, reopened: make(chan struct{}, 1),
+		pause: reopenAfter, container: container{timeout: o.ContainerTimeout, vacant: map[string]time.Time{}},
 		symbols: map[string]bool{}, kept: map[string]*kept{}, known: map[int]identity{},
 		instances: map[string][]snapshot.Device{}, xids: map[string]map[string]float64{},
 	}
 }
 
 // Read takes one sample of all devices. What cannot be read is said in the
-// sample, not by an error: the only error is ErrOutdated. It may block for as
-// long as NVML does.
+// sample, not by an error: the only errors are ErrOutdated and *ErrContainer, after
+// which only another process can go on. It may block for as long as NVML does.
 func (d *Driver) Read(now time.Time) (*snapshot.Sample, error) {
 	defer d.readBusy.Store(0)
 	d.busy()
 	if err := d.ready(now); err != nil {
-		if errors.Is(err, ErrOutdated) {
+		if over := (*ErrContainer)(nil); errors.Is(err, ErrOutdated) || errors.As(err, &over) {
 			return nil, err
 		}
 		return &snapshot.Sample{Elapsed: time.Since(begun), Error: err.Error()}, nil
@@ -139,6 +156,9 @@ func (d *Driver) Read(now time.Time) (*snapshot.Sample, error) {
 	maps.DeleteFunc(d.kept, func(id string, _ *kept) bool {
 		return !slices.ContainsFunc(s.Devices, func(device snapshot.Device) bool { return device.ID == id })
 	})
+	if err := d.container.outdated(d.gpus, now); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -168,13 +188,13 @@ func (d *Driver) ready(now time.Time) error {
 	if d.opened {
 		d.check()
 		if d.trouble == "" {
-			d.logged = ""
+			d.logged, d.pause = "", reopenAfter
 			return nil
 		}
 	}
 	wait := reopenAfter
-	if d.opened && d.trouble == d.logged {
-		wait = stillAfter
+	if d.opened {
+		wait = d.pause
 	}
 	if !d.tried.IsZero() && now.Sub(d.tried) < wait {
 		if d.opened {
@@ -188,6 +208,7 @@ func (d *Driver) ready(now time.Time) error {
 	level := slog.LevelInfo
 	if d.opened {
 		level = d.say("reopening NVML", d.trouble)
+		d.pause = min(2*d.pause, mostPause)
 	}
 	d.shutdown()
 	if err := d.init(now); err != nil {
@@ -224,8 +245,8 @@ func (d *Driver) check() {
 		d.trouble = "nvmlDeviceGetCount: " + name(ret)
 		// The driver is gone, and with it every handle: do not wait.
 		d.tried = time.Time{}
-	case n != len(d.gpus):
-		d.trouble = fmt.Sprintf("%d GPUs became %d", len(d.gpus), n)
+	case n != d.count:
+		d.trouble = fmt.Sprintf("%d GPUs became %d", d.count, n)
 		d.tried = time.Time{}
 	case !slices.Equal(d.topology, listGPUs()):
 		d.trouble = "the kernel's list of GPUs changed"
@@ -272,13 +293,14 @@ func (d *Driver) init(now time.Time) error {
 	} else {
 		d.mismatched = time.Time{}
 	}
-	if ret == nvml.ERROR_LIBRARY_NOT_FOUND {
-		if reason := whyNotLoaded(d.path); reason != "" {
-			return fmt.Errorf("nvmlInit: %s: %s", name(ret), reason)
-		}
-	}
 	if ret != nvml.SUCCESS {
-		return fmt.Errorf("nvmlInit: %s", name(ret))
+		err := fmt.Errorf("nvmlInit: %s", name(ret))
+		if reason := ""; ret == nvml.ERROR_LIBRARY_NOT_FOUND {
+			if reason = whyNotLoaded(d.path); reason != "" {
+				err = fmt.Errorf("%w: %s", err, reason)
+			}
+		}
+		return d.container.opened(ret, err, now)
 	}
 	d.opened = true
 	d.busy()
@@ -292,10 +314,25 @@ func (d *Driver) init(now time.Time) error {
 		d.shutdown()
 		return fmt.Errorf("nvmlDeviceGetCount: %s", name(ret))
 	}
+	d.count = n
+	var refused []int
 	for i := range n {
 		d.busy() // waking a GPU can take seconds
-		d.gpus = append(d.gpus, d.enumerate(i))
+		if g := d.enumerate(i); g != nil {
+			d.gpus = append(d.gpus, g)
+		} else {
+			refused = append(refused, i)
+		}
 	}
+	if n > 0 && len(refused) == n {
+		d.shutdown()
+		return d.container.opened(nvml.ERROR_NO_PERMISSION, fmt.Errorf("nvmlDeviceGetHandleByIndex: NO_PERMISSION for each of %d GPUs", n), now)
+	}
+	_ = d.container.opened(nvml.SUCCESS, nil, now)
+	if len(refused) > 0 {
+		d.log.Info("some GPUs are not for this process", "nvmlDeviceGetHandleByIndex", "NO_PERMISSION", "indices", fmt.Sprint(refused))
+	}
+	d.refused = refused
 	d.identify()
 	d.listen()
 	return nil

@@ -30,7 +30,7 @@ func (g *gpu) free() {
 }
 
 // enumerate finds the GPU at an index. A lost one keeps its place, under the
-// identity that was last seen there.
+// identity that was last seen there; one that this process may not open is nil.
 func (d *Driver) enumerate(index int) *gpu {
 	g := &gpu{index: index, instances: map[string]*activity{}}
 	handle, ret := d.lib.DeviceGetHandleByIndex(index)
@@ -46,6 +46,9 @@ func (d *Driver) enumerate(index int) *gpu {
 			}
 			return g
 		}
+	}
+	if ret == nvml.ERROR_NO_PERMISSION {
+		return nil
 	}
 	g.lost = name(ret)
 	return g
@@ -122,6 +125,9 @@ func (d *Driver) readGPU(g *gpu, now time.Time) []snapshot.Device {
 			}
 			return append([]snapshot.Device{r.device}, d.loseInstances(g, err.Error())...)
 		}
+		d.container.layout(g.identity.uuid, len(instances), now)
+	} else {
+		d.container.layout(g.identity.uuid, -1, now)
 	}
 	d.instances[r.device.ID] = instances
 	return append([]snapshot.Device{r.device}, instances...)
@@ -179,7 +185,7 @@ func (d *Driver) readInstances(g *gpu, now time.Time) ([]snapshot.Device, error)
 	}
 	for i := range n {
 		handle, ret := g.handle.GetMigDeviceHandleByIndex(i)
-		if vacant(ret) {
+		if vacant(ret) || ret == nvml.ERROR_NO_PERMISSION { // or it is not for this process
 			continue
 		}
 		var uuid string

@@ -2,6 +2,8 @@ package nvml
 
 import (
 	"maps"
+	"slices"
+	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 
@@ -64,8 +66,11 @@ func (r *reading) told(ret nvml.Return) bool {
 	return ret == nvml.SUCCESS
 }
 
-// listen makes the driver tell of XIDs from now on. It changes nothing on the
-// GPUs. What happened while the driver was closed is not told.
+// heeded are the events that listen asks for, where a GPU has them.
+const heeded = nvml.EventTypeXidCriticalError | nvml.EventMigConfigChange
+
+// listen makes the driver report XIDs and changes of the MIG layout from now on. It changes
+// nothing on the GPUs. What happened while the driver was closed is not reported.
 func (d *Driver) listen() {
 	for _, symbol := range []string{"nvmlEventSetCreate", "nvmlEventSetFree", "nvmlDeviceGetSupportedEventTypes", "nvmlDeviceRegisterEvents"} {
 		if !d.has(symbol) {
@@ -100,14 +105,14 @@ func (d *Driver) listen() {
 // listenTo adds one GPU to the set; false when that has failed.
 func (d *Driver) listenTo(g *gpu) bool {
 	types, ret := g.handle.GetSupportedEventTypes()
-	if ret != nvml.SUCCESS || types&nvml.EventTypeXidCriticalError == 0 {
+	if types &= heeded; ret != nvml.SUCCESS || types == 0 {
 		return true // without it
 	}
-	if ret := g.handle.RegisterEvents(nvml.EventTypeXidCriticalError, d.events); ret != nvml.SUCCESS {
+	if ret := g.handle.RegisterEvents(types, d.events); ret != nvml.SUCCESS {
 		d.log.Info("no XIDs will be told of", "gpu", g.index, "nvmlDeviceRegisterEvents", name(ret))
 		return false
 	}
-	if d.xids[g.identity.uuid] == nil {
+	if types&nvml.EventTypeXidCriticalError != 0 && d.xids[g.identity.uuid] == nil {
 		d.xids[g.identity.uuid] = map[string]float64{snapshot.XIDErrors: 0}
 	}
 	return true
@@ -146,15 +151,32 @@ func (d *Driver) hear() {
 				return
 			}
 			continue
-		case event.EventType&nvml.EventTypeXidCriticalError == 0:
-			continue
 		}
-		for _, g := range d.gpus {
-			if g.handle != nil && event.Device == g.handle && d.xids[g.identity.uuid] != nil {
-				snapshot.AddXID(d.xids[g.identity.uuid], event.EventData)
-				d.log.Warn("XID", "gpu", g.index, "id", g.identity.uuid, "xid", event.EventData)
-			}
+		d.heed(&event)
+	}
+}
+
+// heed takes note of an event. Events are matched by UUID: nvml.h does not say that the handle
+// in an event is the one that GPUs are known by. A lost GPU has no UUID any more.
+func (d *Driver) heed(event *nvml.EventData) {
+	id, ret := event.Device.GetUUID()
+	at := slices.IndexFunc(d.gpus, func(g *gpu) bool {
+		if ret == nvml.SUCCESS {
+			return g.identity.uuid == snapshot.Text(id)
 		}
+		return g.handle != nil && g.handle == event.Device
+	})
+	if event.EventType&nvml.EventMigConfigChange != 0 {
+		d.log.Info("the MIG layout has changed", "id", id)
+		d.container.changed = time.Now()
+		return
+	}
+	if at < 0 || event.EventType&nvml.EventTypeXidCriticalError == 0 {
+		return
+	}
+	if g := d.gpus[at]; d.xids[g.identity.uuid] != nil {
+		snapshot.AddXID(d.xids[g.identity.uuid], event.EventData)
+		d.log.Warn("XID", "gpu", g.index, "id", g.identity.uuid, "xid", event.EventData)
 	}
 }
 

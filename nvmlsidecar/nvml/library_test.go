@@ -37,7 +37,7 @@ func TestLibraryThatCannotBeOpened(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log bytes.Buffer
-			d := New(c.library, slog.New(slog.NewTextHandler(&log, nil)))
+			d := New(Options{Library: c.library, Log: slog.New(slog.NewTextHandler(&log, nil))})
 			now := time.Now()
 			for range 3 {
 				s, err := d.Read(now)
@@ -71,7 +71,7 @@ func needing(t *testing.T, dir string) string {
 func TestLibraryThatMissesAnother(t *testing.T) {
 	set(t, "init LIBRARY_NOT_FOUND")
 	defer set(t)
-	d := New(fake.library, slog.New(slog.DiscardHandler))
+	d := New(Options{Library: fake.library, Log: slog.New(slog.DiscardHandler)})
 	defer d.shutdown() // other tests share the library
 	s, err := d.Read(time.Now())
 	require.NoError(t, err)

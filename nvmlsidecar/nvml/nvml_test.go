@@ -59,7 +59,7 @@ func set(t *testing.T, lines ...string) {
 // after they died.
 func TestReadWhileEverythingChanges(t *testing.T) {
 	set(t)
-	d := New(fake.library, slog.New(slog.DiscardHandler))
+	d := New(Options{Library: fake.library, Log: slog.New(slog.DiscardHandler)})
 	_, err := d.Read(time.Now()) // a reload while it opens would cost more than the test takes
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -107,7 +107,7 @@ func TestReadWhileEverythingChanges(t *testing.T) {
 // TestLogsOnce: what lasts is said once, and again when it comes back.
 func TestLogsOnce(t *testing.T) {
 	var log bytes.Buffer
-	d := New(fake.library, slog.New(slog.NewTextHandler(&log, nil)))
+	d := New(Options{Library: fake.library, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	now := time.Now()
 	read := func(times int) {
 		for range times {
@@ -133,7 +133,7 @@ func TestLogsOnce(t *testing.T) {
 // one whose driver needs reopening.
 func TestNothingReadable(t *testing.T) {
 	var log bytes.Buffer
-	d := New(fake.library, slog.New(slog.NewTextHandler(&log, nil)))
+	d := New(Options{Library: fake.library, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	faults := []string{"error nvmlDeviceGetMemoryInfo_v2 1 UNKNOWN", "error nvmlGpmSampleGet 1 UNKNOWN"}
 	for _, g := range getters {
 		faults = append(faults, fmt.Sprintf("error %s 1 UNKNOWN", g.symbol))
@@ -200,4 +200,31 @@ func TestKept(t *testing.T) {
 	assert.Empty(t, report(0).gone, "it is tried anew")
 	k.forget(gpmDevice)
 	assert.Empty(t, report(0).device.Failed)
+}
+
+// TestPauses: a GPU that stays lost has NVML initialized less and less often, for that wakes all
+// others, and at once again after it was there.
+func TestPauses(t *testing.T) {
+	var log bytes.Buffer
+	d := New(Options{Library: fake.library, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	now := time.Now()
+	reopened := func(during time.Duration) (at []int) {
+		for began := now; now.Sub(began) < during; now = now.Add(time.Second) {
+			before := strings.Count(log.String(), `msg="reopening NVML"`)
+			_, err := d.Read(now)
+			require.NoError(t, err)
+			if strings.Count(log.String(), `msg="reopening NVML"`) > before {
+				at = append(at, int(now.Sub(began).Seconds()))
+			}
+		}
+		return at
+	}
+	set(t)
+	require.Empty(t, reopened(time.Minute))
+	for range 2 {
+		set(t, "lost 1")
+		assert.Equal(t, []int{1, 9, 25, 57, 121, 249, 505, 805, 1105}, reopened(20*time.Minute))
+		set(t)
+		assert.Len(t, reopened(10*time.Minute), 1)
+	}
 }

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum kind { INIT, ERROR, LOST, SLEEP, COUNT, RELOAD, SET, TIME, MIGOFF, XID_EVENT };
+enum kind { INIT, ERROR, LOST, SLEEP, COUNT, RELOAD, SET, TIME, MIGOFF, XID_EVENT, MIG_EVENT };
 
 struct fault {
     enum kind kind;
@@ -137,6 +137,10 @@ static bool parse(struct fault *f, char **word, int words)
     if (words == 3 && strcmp(verb, "xid") == 0) {
         f->kind = XID_EVENT;
         return is_device(f, word[1]) && is_number(f, word[2]);
+    }
+    if (words == 2 && strcmp(verb, "migchange") == 0) {
+        f->kind = MIG_EVENT;
+        return is_device(f, word[1]);
     }
     if (words == 2 && strcmp(verb, "migoff") == 0) {
         f->kind = MIGOFF;
@@ -268,13 +272,15 @@ const char *control_reload(void)
     return f != NULL ? f->token : NULL;
 }
 
-/* How many XIDs the file has for a device; the one after the first few is in xid. */
-unsigned int control_xids(const struct nvmlDevice_st *device, unsigned int after, unsigned long long *xid)
+/* How many events the file has for a device; the one after the first few is in event. */
+unsigned int control_events(const struct nvmlDevice_st *device, unsigned int after, struct event *event)
 {
     unsigned int n = 0;
     for (size_t i = 0; i < count; i++)
-        if (faults[i].kind == XID_EVENT && selects(faults[i].device, device) && n++ == after)
-            *xid = (unsigned long long)faults[i].value;
+        if ((faults[i].kind == XID_EVENT || faults[i].kind == MIG_EVENT) && selects(faults[i].device, device) && n++ == after) {
+            event->type = faults[i].kind == MIG_EVENT ? nvmlEventMigConfigChange : nvmlEventTypeXidCriticalError;
+            event->data = (unsigned long long)faults[i].value;
+        }
     return n;
 }
 

@@ -1,4 +1,4 @@
-/* Events: XIDs, from the fixture's rows and from the control file. */
+/* Events: XIDs, from the fixture's rows and from the control file, and changes of the MIG layout. */
 #include "fake.h"
 
 #include <stdlib.h>
@@ -7,6 +7,7 @@
 /* What a set has seen of one GPU. */
 struct watch {
     struct nvmlDevice_st *device;
+    unsigned long long types;
     long long sample;    /* the first one, over all passes, of which something may be left */
     unsigned int within; /* how many of its XIDs have been told */
     unsigned int control;
@@ -36,24 +37,32 @@ static bool nth(const char *xids, unsigned int n, unsigned long long *xid)
     return true;
 }
 
-/* next takes the oldest XID that has not been told. */
-static bool next(struct watch *w, unsigned long long *xid)
+/* next takes the oldest event of the types asked for that has not been told. */
+static bool next(struct watch *w, struct event *event)
 {
     for (long long last = sample_now(); w->sample <= last; w->sample++, w->within = 0) {
         const struct row *row = row_in((size_t)(w->sample % (long long)fixture.samples), w->device);
-        while (row != NULL && nth(row->xids, w->within, xid)) {
+        event->type = nvmlEventTypeXidCriticalError;
+        while (row != NULL && (w->types & event->type) && nth(row->xids, w->within, &event->data)) {
             w->within++;
-            if (*xid != 0)
+            if (event->data != 0)
                 return true;
         }
     }
-    unsigned int there = control_xids(w->device, w->control, xid);
-    if (there > w->control) {
+    unsigned int there;
+    while ((there = control_events(w->device, w->control, event)) > w->control) {
         w->control++;
-        return true;
+        if (w->types & event->type)
+            return true;
     }
     w->control = there; /* the file may have been emptied */
     return false;
+}
+
+/* types are the events that a GPU has: those of MIG since driver 450. */
+static unsigned long long types_of(const struct row *row)
+{
+    return (*row->xids != '\0' ? nvmlEventTypeXidCriticalError : 0) | (row->device->has_mig ? nvmlEventMigConfigChange : 0);
 }
 
 nvmlReturn_t nvmlEventSetCreate(nvmlEventSet_t *set)
@@ -88,7 +97,7 @@ nvmlReturn_t nvmlDeviceGetSupportedEventTypes(nvmlDevice_t device, unsigned long
     if (rc == NVML_SUCCESS && types == NULL)
         rc = NVML_ERROR_INVALID_ARGUMENT;
     if (rc == NVML_SUCCESS)
-        *types = *row->xids != '\0' ? nvmlEventTypeXidCriticalError : 0;
+        *types = types_of(row);
     return done(rc);
 }
 
@@ -98,12 +107,12 @@ nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long long ty
     nvmlReturn_t rc = begin_on(__func__, device, &row);
     if (rc == NVML_SUCCESS && (set.handle == NULL || types == 0))
         rc = NVML_ERROR_INVALID_ARGUMENT;
-    if (rc == NVML_SUCCESS && (types & nvmlEventTypeXidCriticalError) && *row->xids == '\0')
+    if (rc == NVML_SUCCESS && (types & ~types_of(row)))
         rc = NVML_ERROR_NOT_SUPPORTED;
     if (rc == NVML_SUCCESS) {
-        unsigned long long unused;
-        struct watch w = {.device = device.handle, .sample = sample_now() + 1};
-        w.control = control_xids(w.device, 0, &unused); /* what has happened is not told */
+        struct event unused;
+        struct watch w = {.device = device.handle, .types = types, .sample = sample_now() + 1};
+        w.control = control_events(w.device, 0, &unused); /* what has happened is not told */
         set.handle->watch = grow(set.handle->watch, set.handle->watches, sizeof w);
         set.handle->watch[set.handle->watches++] = w;
     }
@@ -119,13 +128,13 @@ static nvmlReturn_t look(const char *function, nvmlEventSet_t set, nvmlEventData
     if (set.handle == NULL || data == NULL)
         return done(NVML_ERROR_INVALID_ARGUMENT);
     for (size_t i = 0; i < set.handle->watches; i++) {
-        unsigned long long xid;
-        if (!next(&set.handle->watch[i], &xid))
+        struct event event;
+        if (!next(&set.handle->watch[i], &event))
             continue;
         memset(data, 0, sizeof *data);
         data->device.handle = set.handle->watch[i].device;
-        data->eventType = nvmlEventTypeXidCriticalError;
-        data->eventData = xid;
+        data->eventType = event.type;
+        data->eventData = event.data;
         data->gpuInstanceId = data->computeInstanceId = 0xFFFFFFFFU;
         return done(NVML_SUCCESS);
     }

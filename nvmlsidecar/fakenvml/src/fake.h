@@ -84,6 +84,11 @@ void *grow(void *array, size_t used, size_t size);
 
 const char *driver_version(void); /* "580.95.05-fake", or FAKENVML_DRIVER */
 
+/* What an event set reports: the type and the number of an XID. */
+struct event {
+    unsigned long long type, data;
+};
+
 /* Where playback stands. */
 struct moment {
     long long us;    /* fixture time since the start, over all passes */
@@ -107,7 +112,7 @@ bool error_named(const char *name, nvmlReturn_t *code);
 void control_open(const char *path);
 void control_refresh(void);
 double control_delay(const char *function); /* seconds to sleep first */
-unsigned int control_xids(const struct nvmlDevice_st *device, unsigned int after, unsigned long long *xid);
+unsigned int control_events(const struct nvmlDevice_st *device, unsigned int after, struct event *event);
 nvmlReturn_t control_init(void);
 nvmlReturn_t control_error(const char *function, const struct nvmlDevice_st *device);
 bool control_lost(const struct nvmlDevice_st *device);

@@ -45,6 +45,10 @@ their start. The schema has looked at each value alone. */}}
 {{- include "gpuscaler.within" (list "flags.nvmlsidecar.interval" (get $sidecar "interval" | default "1s") "100ms" "1m" "") }}
 {{- include "gpuscaler.within" (list "flags.nvmlsidecar.interval" (get $sidecar "interval" | default "1s") "100ms" $half ": half of flags.scaler.stale-after") }}
 {{- include "gpuscaler.within" (list "flags.nvmlsidecar.hang-timeout" (get $sidecar "hang-timeout" | default "30s") "1s" "24h" "") }}
+{{- $timeout := get $sidecar "container-timeout" | default "2m" }}
+{{- if ne $timeout "0s" }}
+{{- include "gpuscaler.within" (list "flags.nvmlsidecar.container-timeout" $timeout "1s" "24h" ", or 0s") }}
+{{- end }}
 {{- include "gpuscaler.within" (list "flags.podresources.interval" (get $v.flags.podresources "interval" | default "3s") "1s" "5s" "") }}
 {{- end -}}
 
