@@ -56,27 +56,63 @@ type Holding struct {
 	Unknown []string
 }
 
-// Claims are the ids of the devices that ResourceSlices name.
-type Claims map[snapshot.ClaimedDevice]string
+// Claims is what the API server says of resource claims (DRA).
+type Claims struct {
+	// IDs are those of the devices that ResourceSlices name; the keys have no claim.
+	IDs map[snapshot.ClaimedDevice]string
+	// Admin says of each device of a claim whether it is for administrative access: a monitor
+	// has it so, beside the pods to which it is allocated
+	// (https://kubernetes.io/docs/concepts/scheduling-eviction/dynamic-resource-allocation/#admin-access).
+	// A device that is not in it is not known, unless Unreadable.
+	Admin map[Allocated]bool
+	// Unreadable says that claims may not be read. Then none is for administrative access.
+	Unreadable bool
+}
+
+// Allocated is a device that a claim of a namespace has.
+type Allocated struct {
+	Namespace string
+	Device    snapshot.ClaimedDevice
+}
+
+// IsAdmin says whether a device is for administrative access, and whether that is known.
+func (c *Claims) IsAdmin(a Allocated) (admin, known bool) {
+	if a.Device.Claim == "" {
+		return false, true
+	}
+	admin, known = c.Admin[a]
+	return admin, known || c.Unreadable
+}
 
 // Match finds what each pod holds. devices are in node order. Pods that hold
 // nothing are not in the answer.
-func Match(devices []Device, a *snapshot.Allocation, claims Claims) map[Pod]Holding {
+func Match(devices []Device, a *snapshot.Allocation, claims *Claims) map[Pod]Holding {
 	node := index(devices)
 	held := make(map[Pod]*set)
-	for i := range a.Containers {
-		c := &a.Containers[i]
+	of := func(c *snapshot.Container) *set {
 		pod := Pod{c.Namespace, c.Pod}
 		if held[pod] == nil {
 			held[pod] = &set{devices: map[int][]string{}}
 		}
+		return held[pod]
+	}
+	for i := range a.Containers {
+		c := &a.Containers[i]
 		for _, p := range c.Plugin {
 			for _, id := range p.IDs {
-				held[pod].add(node.plugin(id), id, c.Name)
+				of(c).add(node.plugin(id), id, c.Name)
 			}
 		}
 		for _, d := range c.Claimed {
-			held[pod].add(node.claimed(d, claims), d.Driver+"/"+d.Pool+"/"+d.Device, c.Name)
+			at := -1
+			admin, known := claims.IsAdmin(Allocated{c.Namespace, d})
+			if admin {
+				continue
+			}
+			if known {
+				at = node.claimed(d, claims)
+			}
+			of(c).add(at, d.Driver+"/"+d.Pool+"/"+d.Device, c.Name)
 		}
 	}
 	return share(node, held)
@@ -212,8 +248,8 @@ func numbered(s, prefix string) (n int, ok bool) {
 }
 
 // claimed is the device of a claim, or -1: a DRA driver's slice says which.
-func (n *node) claimed(d snapshot.ClaimedDevice, claims Claims) int {
-	if id, ok := claims[d]; ok {
+func (n *node) claimed(d snapshot.ClaimedDevice, claims *Claims) int {
+	if id, ok := claims.IDs[d.InSlice()]; ok {
 		if i, ok := n.byID[id]; ok {
 			return i
 		}

@@ -34,11 +34,31 @@ func second(c snapshot.Container) snapshot.Container {
 
 func match(containers ...snapshot.Container) map[Pod]Holding {
 	claims := Claims{
-		{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-1"}:       "GPU-a",
-		{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-2-mig-1"}: "MIG-1",
-		{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-9"}:       "GPU-gone",
+		IDs: map[snapshot.ClaimedDevice]string{
+			{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-1"}:       "GPU-a",
+			{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-2-mig-1"}: "MIG-1",
+			{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-9"}:       "GPU-gone",
+		},
+		Admin: map[Allocated]bool{},
 	}
-	return Match(devices, &snapshot.Allocation{Containers: containers}, claims)
+	for name, admin := range map[string]bool{"mine": false, "monitor": true} {
+		claims.Admin[Allocated{"ns", snapshot.ClaimedDevice{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-1", Claim: name}}] = admin
+	}
+	return Match(devices, &snapshot.Allocation{Containers: containers}, &claims)
+}
+
+// TestAdminAccess: a monitor does not have the GPUs that it has for administrative access, and
+// what is not known of a claim is not guessed.
+func TestAdminAccess(t *testing.T) {
+	by := func(pod, claim string) snapshot.Container {
+		return snapshot.Container{Namespace: "ns", Pod: pod, Claimed: []snapshot.ClaimedDevice{{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-1", Claim: claim}}}
+	}
+	all := match(by("llm", "mine"), by("dcgm", "monitor"), by("new", "unread"), by("old", ""))
+	assert.NotContains(t, all, Pod{"ns", "dcgm"})
+	require.Len(t, all[Pod{"ns", "llm"}].Shares, 1)
+	assert.Equal(t, 2, all[Pod{"ns", "llm"}].Shares[0].Holders, "with the one whose reader gives no claim")
+	assert.Empty(t, all[Pod{"ns", "new"}].Shares)
+	assert.Equal(t, []string{"gpu.nvidia.com/node-1/gpu-1"}, all[Pod{"ns", "new"}].Unknown)
 }
 
 // Every form of id that device plugins and drivers have.

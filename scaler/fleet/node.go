@@ -33,9 +33,10 @@ type Node struct {
 	// Allocated is when the kubelet was last heard of which pods hold what; zero
 	// when never.
 	Allocated time.Time
-	// Claims says that a pod has a resource claim, ClaimsUnknown that one is for a
-	// device that is not known.
-	Claims, ClaimsUnknown bool
+	// Claims are the resource claims of its pods. ClaimsUnknown says that one is for a
+	// device that is not known, or has not been read.
+	Claims        []Claim
+	ClaimsUnknown bool
 	// PodsKnown says that the API server has told of the node's pods.
 	PodsKnown bool
 	// LeftOut counts the readings that were missing since the start: one for

@@ -86,7 +86,7 @@ type pods struct {
 	public        []*Pod
 	byUID         map[string]*Pod
 	strangers     []string
-	claimed       bool // some pod has a claim
+	claimed       []Claim
 	claimsUnknown bool // for a device that is not known
 }
 
@@ -200,24 +200,46 @@ func index(pods []*Pod) map[string]*Pod {
 	return byUID
 }
 
+// Claim is a resource claim (DRA) of one of the node's pods.
+type Claim struct {
+	Namespace, Name string
+	// Unread says that it has a device of which it has not been read whether it is for
+	// administrative access.
+	Unread bool
+}
+
 func (p *pods) lookAtClaims(held *snapshot.Allocation) {
-	p.claimed, p.claimsUnknown = false, false
+	p.claimed, p.claimsUnknown = nil, false
 	if held == nil {
 		return
 	}
 	for i := range held.Containers {
-		for _, d := range held.Containers[i].Claimed {
-			known := func(device attribution.Device) bool { return device.ID == p.claims[d] }
-			p.claimed = true
-			p.claimsUnknown = p.claimsUnknown || !slices.ContainsFunc(p.devices, known)
+		c := &held.Containers[i]
+		for _, d := range c.Claimed {
+			held := attribution.Allocated{Namespace: c.Namespace, Device: d}
+			admin, known := p.claims.IsAdmin(held)
+			_, read := p.claims.Admin[held]
+			p.claim(Claim{c.Namespace, d.Claim, d.Claim != "" && !read})
+			is := func(device attribution.Device) bool { return device.ID == p.claims.IDs[d.InSlice()] }
+			p.claimsUnknown = p.claimsUnknown || !known || !admin && !slices.ContainsFunc(p.devices, is)
 		}
 	}
+}
+
+// claim adds a claim, of which there may be several devices.
+func (p *pods) claim(c Claim) {
+	i := slices.IndexFunc(p.claimed, func(have Claim) bool { return have.Namespace == c.Namespace && have.Name == c.Name })
+	if i < 0 {
+		p.claimed = append(p.claimed, c)
+		return
+	}
+	p.claimed[i].Unread = p.claimed[i].Unread || c.Unread
 }
 
 func (p *pods) match(devices []attribution.Device, held *snapshot.Allocation) []*Pod {
 	var holdings map[attribution.Pod]attribution.Holding
 	if held != nil {
-		holdings = attribution.Match(devices, held, p.claims)
+		holdings = attribution.Match(devices, held, &p.claims)
 	}
 	public := make([]*Pod, len(p.watched))
 	for i, pod := range p.watched {

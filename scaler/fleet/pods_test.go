@@ -93,7 +93,7 @@ func TestClaims(t *testing.T) {
 		Containers: []snapshot.Container{{Namespace: "ns", Pod: "a", Claimed: []snapshot.ClaimedDevice{claimed}}},
 	}}, at(2)))
 	assert.True(t, l.Node().ClaimsUnknown)
-	l.SetClaims(attribution.Claims{claimed: "GPU-0"}, at(3))
+	l.SetClaims(attribution.Claims{IDs: map[snapshot.ClaimedDevice]string{claimed: "GPU-0"}}, at(3))
 	assert.False(t, l.Node().ClaimsUnknown)
 	assert.Equal(t, map[string][]string{"a": {"GPU-0"}}, holds(l.Node()))
 }
@@ -170,7 +170,7 @@ func TestClaimsOfEndedPods(t *testing.T) {
 		Containers: []snapshot.Container{{Namespace: "ns", Pod: "a", Claimed: []snapshot.ClaimedDevice{{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-9"}}}},
 	}}, at(2)))
 	l.SetPods(nil, at(3))
-	assert.True(t, l.Node().Claims && l.Node().ClaimsUnknown)
+	assert.True(t, len(l.Node().Claims) > 0 && l.Node().ClaimsUnknown)
 	l.SetPods(nil, at(4), attribution.Pod{Namespace: "ns", Name: "a"})
-	assert.False(t, l.Node().Claims || l.Node().ClaimsUnknown)
+	assert.False(t, len(l.Node().Claims) > 0 || l.Node().ClaimsUnknown)
 }

@@ -107,7 +107,7 @@ func (r *Reader) plugin(all []*podresourcesv1.ContainerDevices) (kept []snapshot
 func (r *Reader) claimed(all []*podresourcesv1.DynamicResource) (kept []snapshot.ClaimedDevice) {
 	for _, claim := range all {
 		for _, d := range claim.GetClaimResources() {
-			device := snapshot.ClaimedDevice{Driver: d.GetDriverName(), Pool: d.GetPoolName(), Device: d.GetDeviceName()}
+			device := snapshot.ClaimedDevice{Driver: d.GetDriverName(), Pool: d.GetPoolName(), Device: d.GetDeviceName(), Claim: claim.GetClaimName()}
 			if device.Device != "" && matches(r.drivers, device.Driver) && !slices.Contains(kept, device) {
 				kept = append(kept, device)
 			}

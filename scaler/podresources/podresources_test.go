@@ -100,7 +100,7 @@ func TestRead(t *testing.T) {
 			{Resource: "nvidia.com/gpu", IDs: []string{"GPU-a", "GPU-b"}},
 			{Resource: "nvidia.com/mig-1g.18gb", IDs: []string{"MIG-a"}},
 		}},
-		{Namespace: "ns", Pod: "llm", Name: "claims", Claimed: []snapshot.ClaimedDevice{{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-0"}}},
+		{Namespace: "ns", Pod: "llm", Name: "claims", Claimed: []snapshot.ClaimedDevice{{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-0", Claim: "c"}}},
 	}}, a)
 }
 

@@ -1,13 +1,15 @@
 // Package resourceslices finds which devices the resource claims (DRA) of a
 // node's pods are about: a claim names a device of a driver's pool, and the
-// driver's ResourceSlice has its UUID. It asks only while there are claims,
-// because most clusters have none.
+// driver's ResourceSlice has its UUID. The claim itself says whether the device is for
+// administrative access, which allocates it to nobody. The API server is asked only
+// while there are claims, because most clusters have none.
 package resourceslices
 
 import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,7 +50,10 @@ type Finder struct {
 	name   string
 	node   Node
 	log    *slog.Logger
-	failed bool // the last time; of Run alone
+
+	// Of Run alone.
+	failed bool // the last time
+	claims attribution.Claims
 }
 
 // New makes a finder for the node of a name. It asks nothing of the API server.
@@ -72,19 +77,19 @@ func (f *Finder) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		n, age := f.node.Node(), time.Since(asked)
-		if due := n.ClaimsUnknown && age >= again || n.Claims && age >= refresh; !due {
+		if due := n.ClaimsUnknown && age >= again || len(n.Claims) > 0 && age >= refresh; !due {
 			continue
 		}
 		asked = time.Now()
-		claims, err := f.find(ctx)
+		err := f.find(ctx, n.Claims)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if (err != nil) != f.failed {
-			f.log.Warn("reading ResourceSlices, for the GPUs of resource claims", "error", err)
+			f.log.Warn("reading ResourceSlices and ResourceClaims, for the GPUs of resource claims", "error", err)
 		}
 		if f.failed = err != nil; !f.failed {
-			f.node.SetClaims(claims, time.Now())
+			f.node.SetClaims(f.claims, time.Now())
 		}
 	}
 }
@@ -115,28 +120,82 @@ func (a attributes) uuid() string {
 	return ""
 }
 
-// find reads the node's slices.
-func (f *Finder) find(ctx context.Context) (attribution.Claims, error) {
+// find reads the node's slices, and the claims that have not been read.
+func (f *Finder) find(ctx context.Context, claims []fleet.Claim) error {
 	var list struct{ Items []slice }
 	var err error
-	for _, version := range versions {
+	version := ""
+	for _, version = range versions {
 		if err = f.list(ctx, version, &list); !apierrors.IsNotFound(err) {
 			break
 		}
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	claims := attribution.Claims{}
+	next := attribution.Claims{IDs: map[snapshot.ClaimedDevice]string{}, Admin: map[attribution.Allocated]bool{}}
+	for held, admin := range f.claims.Admin {
+		if slices.ContainsFunc(claims, func(c fleet.Claim) bool { return c.Namespace == held.Namespace && c.Name == held.Device.Claim }) {
+			next.Admin[held] = admin
+		}
+	}
+	for _, c := range claims {
+		if !c.Unread {
+			continue
+		}
+		err := f.read(ctx, version, c, next.Admin)
+		switch {
+		case apierrors.IsForbidden(err):
+			next.Unreadable = true
+			if !f.claims.Unreadable {
+				f.log.Warn("ResourceClaims may not be read: devices for administrative access count as allocated", "error", err)
+			}
+		case err != nil && !apierrors.IsNotFound(err): // its pod is about to be gone
+			return err
+		}
+	}
 	for _, s := range list.Items {
 		for _, d := range s.Spec.Devices {
 			id := d.Attributes.uuid() + d.Basic.Attributes.uuid()
 			if id != "" {
-				claims[snapshot.ClaimedDevice{Driver: s.Spec.Driver, Pool: s.Spec.Pool.Name, Device: d.Name}] = id
+				next.IDs[snapshot.ClaimedDevice{Driver: s.Spec.Driver, Pool: s.Spec.Pool.Name, Device: d.Name}] = id
 			}
 		}
 	}
-	return claims, nil
+	f.claims = next
+	return nil
+}
+
+// resourceClaim is what matters of a ResourceClaim, in all versions.
+type resourceClaim struct {
+	Status struct {
+		Allocation struct {
+			Devices struct {
+				Results []struct {
+					Driver, Pool, Device string
+					AdminAccess          bool
+				}
+			}
+		}
+	}
+}
+
+// read reads which of a claim's devices are for administrative access.
+func (f *Finder) read(ctx context.Context, version string, c fleet.Claim, into map[attribution.Allocated]bool) error {
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var of resourceClaim
+	err := kubernetes.GetJSON(limited, f.client.Get().AbsPath("/apis/resource.k8s.io", version, "namespaces", c.Namespace, "resourceclaims", c.Name), &of)
+	if err != nil {
+		return err
+	}
+	// A device may be there twice, of one request for itself and of one for administration.
+	for _, d := range of.Status.Allocation.Devices.Results {
+		held := attribution.Allocated{Namespace: c.Namespace, Device: snapshot.ClaimedDevice{Driver: d.Driver, Pool: d.Pool, Device: d.Device, Claim: c.Name}}
+		admin, have := into[held]
+		into[held] = d.AdminAccess && (!have || admin)
+	}
+	return nil
 }
 
 func (f *Finder) list(ctx context.Context, version string, into any) error {

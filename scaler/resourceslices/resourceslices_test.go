@@ -31,6 +31,9 @@ const (
   {"name":"gpu-0","basic":{"attributes":{"uuid":{"string":"GPU-a"}}}}]}}]}`
 )
 
+// forbidden stands for an answer that is refused.
+const forbidden = "forbidden"
+
 // apiServer answers from a table of paths.
 type apiServer struct {
 	mu      sync.Mutex
@@ -44,9 +47,12 @@ func (s *apiServer) RoundTrip(r *http.Request) (*http.Response, error) {
 	s.asked++
 	w := httptest.NewRecorder()
 	w.Header().Set("Content-Type", "application/json")
-	if answer, ok := s.answers[r.URL.RequestURI()]; ok {
+	switch answer, ok := s.answers[r.URL.RequestURI()]; {
+	case ok && answer == forbidden:
+		w.WriteHeader(http.StatusForbidden)
+	case ok:
 		_, _ = w.WriteString(answer)
-	} else {
+	default:
 		w.WriteHeader(http.StatusNotFound)
 	}
 	response := w.Result()
@@ -131,5 +137,65 @@ func TestNoAPI(t *testing.T) {
 		time.Sleep(time.Minute)
 		assert.Empty(t, held(node))
 		assert.Equal(t, []string{"gpu.nvidia.com/node-1/gpu-0"}, node.Node().Pods[0].Unknown)
+	})
+}
+
+const (
+	slices1 = "/apis/resource.k8s.io/v1/resourceslices?fieldSelector=spec.nodeName%3Dnode-1"
+	claim1  = "/apis/resource.k8s.io/v1/namespaces/ns/resourceclaims/p-gpu"
+)
+
+// claimBy is claim with the claim's name.
+func claimBy(node *fleet.Local, names ...string) {
+	a := &snapshot.Allocation{}
+	for _, name := range names {
+		a.Containers = append(a.Containers, snapshot.Container{
+			Namespace: "ns", Pod: "p", Claimed: []snapshot.ClaimedDevice{{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-0", Claim: name}},
+		})
+	}
+	_ = node.Connect().Apply(&snapshot.Sample{Writer: "podresources", Allocation: a}, time.Now())
+}
+
+// TestAdminAccess: each claim is read once, and what it has for administrative access is not
+// the pod's. Nothing is guessed until it is read.
+func TestAdminAccess(t *testing.T) {
+	of := func(admin string) string {
+		return `{"status":{"allocation":{"devices":{"results":[{"request":"gpu","driver":"gpu.nvidia.com","pool":"node-1","device":"gpu-0"` + admin + `}]}}}}`
+	}
+	for admin, want := range map[string]string{"": "GPU-a", `,"adminAccess":false`: "GPU-a", `,"adminAccess":true`: ""} {
+		run(t, map[string]string{slices1: v1, claim1: of(admin)}, func(node *fleet.Local, s *apiServer) {
+			claimBy(node, "p-gpu")
+			assert.Empty(t, held(node))
+			assert.Equal(t, []string{"gpu.nvidia.com/node-1/gpu-0"}, node.Node().Pods[0].Unknown)
+			time.Sleep(2 * look)
+			assert.Equal(t, want, held(node), admin)
+			assert.Empty(t, node.Node().Pods[0].Unknown)
+			assert.False(t, node.Node().ClaimsUnknown)
+			before := s.requests()
+			assert.Equal(t, 2, before)
+			time.Sleep(time.Hour)
+			assert.InDelta(t, 60, s.requests()-before, 2, "slices alone")
+			claimBy(node, "p-gpu", "next") // which does not exist
+			time.Sleep(time.Minute)
+			assert.Equal(t, want, held(node), admin)
+			assert.True(t, node.Node().ClaimsUnknown)
+		})
+	}
+}
+
+// TestClaimsForbidden: without the right to read claims all devices are allocated, as before
+// claims were read.
+func TestClaimsForbidden(t *testing.T) {
+	run(t, map[string]string{slices1: v1, claim1: forbidden}, func(node *fleet.Local, s *apiServer) {
+		claimBy(node, "p-gpu")
+		for range 3 {
+			time.Sleep(2 * refresh)
+			assert.Equal(t, "GPU-a", held(node))
+		}
+		s.mu.Lock()
+		s.answers[claim1] = `{"status":{"allocation":{"devices":{"results":[{"driver":"gpu.nvidia.com","pool":"node-1","device":"gpu-0","adminAccess":true}]}}}}`
+		s.mu.Unlock()
+		time.Sleep(2 * refresh)
+		assert.Empty(t, held(node), "it may be read now")
 	})
 }

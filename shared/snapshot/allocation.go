@@ -35,6 +35,15 @@ type PluginDevices struct {
 // ClaimedDevice is one device as the ResourceSlice of its driver names it.
 type ClaimedDevice struct {
 	Driver, Pool, Device string
+	// Claim is the name of the ResourceClaim, which is in the pod's namespace; "" where the
+	// reader does not give it.
+	Claim string
+}
+
+// InSlice is the device alone, whatever claim it is allocated to.
+func (d ClaimedDevice) InSlice() ClaimedDevice {
+	d.Claim = ""
+	return d
 }
 
 func (a *Allocation) validate() error {
@@ -77,7 +86,7 @@ func (c *Container) validate() error {
 		}
 	}
 	for _, d := range c.Claimed {
-		if err := texts(d.Driver, d.Pool, d.Device); err != nil {
+		if err := texts(d.Driver, d.Pool, d.Device, d.Claim); err != nil {
 			return err
 		}
 	}

@@ -66,7 +66,7 @@ func allocationToProto(a *snapshot.Allocation) *Allocation {
 			out.Plugin = append(out.Plugin, &PluginDevices{Resource: p.Resource, Ids: p.IDs})
 		}
 		for _, d := range c.Claimed {
-			out.Claimed = append(out.Claimed, &ClaimedDevice{Driver: d.Driver, Pool: d.Pool, Device: d.Device})
+			out.Claimed = append(out.Claimed, &ClaimedDevice{Driver: d.Driver, Pool: d.Pool, Device: d.Device, Claim: d.Claim})
 		}
 		m.Containers[i] = out
 	}
@@ -84,7 +84,7 @@ func allocationFromProto(m *Allocation) *snapshot.Allocation {
 			c.Plugin = append(c.Plugin, snapshot.PluginDevices{Resource: p.GetResource(), IDs: p.GetIds()})
 		}
 		for _, d := range in.GetClaimed() {
-			c.Claimed = append(c.Claimed, snapshot.ClaimedDevice{Driver: d.GetDriver(), Pool: d.GetPool(), Device: d.GetDevice()})
+			c.Claimed = append(c.Claimed, snapshot.ClaimedDevice{Driver: d.GetDriver(), Pool: d.GetPool(), Device: d.GetDevice(), Claim: d.GetClaim()})
 		}
 		a.Containers[i] = c
 	}

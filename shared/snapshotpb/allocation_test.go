@@ -19,7 +19,7 @@ func TestAllocationRoundTrip(t *testing.T) {
 			{
 				Namespace: "shop", Pod: "llm-0", Name: "engine",
 				Plugin:  []snapshot.PluginDevices{{Resource: "nvidia.com/gpu", IDs: []string{"GPU-a", "GPU-b::1"}}, {Resource: "nvidia.com/mig-1g.18gb", IDs: []string{"MIG-a"}}},
-				Claimed: []snapshot.ClaimedDevice{{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-0"}},
+				Claimed: []snapshot.ClaimedDevice{{Driver: "gpu.nvidia.com", Pool: "node-1", Device: "gpu-0", Claim: "llm-0-gpu"}},
 			},
 			{Namespace: "shop", Pod: "llm-0"},
 		}},

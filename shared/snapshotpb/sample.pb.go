@@ -323,10 +323,13 @@ func (x *PluginDevices) GetIds() []string {
 
 // ClaimedDevice is one device as a ResourceSlice names it.
 type ClaimedDevice struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Driver        string                 `protobuf:"bytes,1,opt,name=driver,proto3" json:"driver,omitempty"`
-	Pool          string                 `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
-	Device        string                 `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Driver string                 `protobuf:"bytes,1,opt,name=driver,proto3" json:"driver,omitempty"`
+	Pool   string                 `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	Device string                 `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
+	// Name of the ResourceClaim, in the pod's namespace. Left out, the device counts as
+	// allocated to the pod; else the claim says whether it is for administrative access.
+	Claim         string `protobuf:"bytes,4,opt,name=claim,proto3" json:"claim,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -378,6 +381,13 @@ func (x *ClaimedDevice) GetPool() string {
 func (x *ClaimedDevice) GetDevice() string {
 	if x != nil {
 		return x.Device
+	}
+	return ""
+}
+
+func (x *ClaimedDevice) GetClaim() string {
+	if x != nil {
+		return x.Claim
 	}
 	return ""
 }
@@ -647,11 +657,12 @@ const file_shared_snapshotpb_sample_proto_rawDesc = "" +
 	"\aclaimed\x18\x05 \x03(\v2\x1b.gpuscaler.v1.ClaimedDeviceR\aclaimed\"=\n" +
 	"\rPluginDevices\x12\x1a\n" +
 	"\bresource\x18\x01 \x01(\tR\bresource\x12\x10\n" +
-	"\x03ids\x18\x02 \x03(\tR\x03ids\"S\n" +
+	"\x03ids\x18\x02 \x03(\tR\x03ids\"i\n" +
 	"\rClaimedDevice\x12\x16\n" +
 	"\x06driver\x18\x01 \x01(\tR\x06driver\x12\x12\n" +
 	"\x04pool\x18\x02 \x01(\tR\x04pool\x12\x16\n" +
-	"\x06device\x18\x03 \x01(\tR\x06device\"\xbf\x06\n" +
+	"\x06device\x18\x03 \x01(\tR\x06device\x12\x14\n" +
+	"\x05claim\x18\x04 \x01(\tR\x05claim\"\xbf\x06\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x14\n" +

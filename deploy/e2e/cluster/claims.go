@@ -28,12 +28,27 @@ spec: {selectors: [{cel: {expression: "device.driver == 'gpu.nvidia.com'"}}]}
 `
 
 // claimTemplate is what each pod's claim is made from.
-const claimTemplate = `
+func (w *Workload) claimTemplate() string {
+	more := ""
+	if w.Monitors {
+		more = ", allocationMode: All, adminAccess: true"
+	}
+	return fmt.Sprintf(`
 apiVersion: resource.k8s.io/v1
 kind: ResourceClaimTemplate
 metadata: {name: gpu}
-spec: {spec: {devices: {requests: [{name: gpu, exactly: {deviceClassName: gpu.nvidia.com}}]}}}
-`
+spec: {spec: {devices: {requests: [{name: gpu, exactly: {deviceClassName: gpu.nvidia.com%s}}]}}}
+`, more)
+}
+
+// labels are those of the workload's namespace: without this one no claim in it may ask for
+// administrative access.
+func (w *Workload) labels() map[string]string {
+	if !w.Monitors {
+		return nil
+	}
+	return map[string]string{resourcev1.DRAAdminNamespaceLabelKey: "true"}
+}
 
 // Publish tells the scheduler of the node's devices as NVIDIA's driver for dynamic
 // resource allocation does, so that claims may be about them.
@@ -77,7 +92,9 @@ func (k *Kubelet) claimed(ctx context.Context, pod *corev1.Pod) (all []*podresou
 			if err != nil || i >= len(k.ids) {
 				return nil, fmt.Errorf("claim %s has device %q, which node %s does not have", claim.Name, r.Device, k.node)
 			}
-			ids = append(ids, k.ids[i])
+			if r.AdminAccess == nil || !*r.AdminAccess {
+				ids = append(ids, k.ids[i])
+			}
 			d.ClaimResources = append(d.ClaimResources, &podresourcesv1.ClaimResource{DriverName: r.Driver, PoolName: r.Pool, DeviceName: r.Device})
 		}
 		all = append(all, d)

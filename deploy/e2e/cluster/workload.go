@@ -28,6 +28,9 @@ type Workload struct {
 	// Claims has its pods ask for their GPUs by resource claims (DRA); the node has
 	// to have published its devices.
 	Claims bool
+	// Monitors has its pods have all GPUs of their node by such claims, for administrative
+	// access: they are monitors.
+	Monitors bool
 	// Selector is that of the nodes where its pods may be, in the place of one
 	// node's name.
 	Selector map[string]string
@@ -70,7 +73,7 @@ func (c *Cluster) AddWorkload(ctx context.Context, name, node string, replicas i
 	for _, option := range options {
 		option(w)
 	}
-	if err := c.Client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
+	if err := c.Client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: w.labels()}}); err != nil {
 		return nil, err
 	}
 	return w, w.Deploy(ctx, node, replicas)
@@ -107,7 +110,7 @@ func (w *Workload) Deploy(ctx context.Context, node string, replicas int) error 
 	}
 	if w.Claims {
 		resources, more = claims, more+claim
-		if err := w.Apply(ctx, claimTemplate); err != nil {
+		if err := w.Apply(ctx, w.claimTemplate()); err != nil {
 			return err
 		}
 	}

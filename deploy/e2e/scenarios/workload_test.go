@@ -159,12 +159,12 @@ func (s *story) hpaValue(want float64) func() error {
 }
 
 // beside is another workload on the same node.
-func (s *story) beside(name string, replicas int) *story {
+func (s *story) beside(name string, replicas int, options ...func(*cluster.Workload)) *story {
 	s.Helper()
 	b := *s
 	b.name = s.name + "-" + name
 	var err error
-	b.Workload, err = s.on.AddWorkload(s.ctx, b.name, s.node.Name, replicas)
+	b.Workload, err = s.on.AddWorkload(s.ctx, b.name, s.node.Name, replicas, options...)
 	require.NoError(s, err)
 	s.Cleanup(b.retire)
 	return &b
