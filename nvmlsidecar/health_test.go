@@ -129,3 +129,37 @@ func TestXIDs(t *testing.T) {
 		run.terminate()
 	}
 }
+
+// TestGPMStreamingOff: any client can switch it off, and a 0 of then is no reading.
+func TestGPMStreamingOff(t *testing.T) {
+	t.Parallel()
+	run := start(t, setup{fixture: "h100x8-uneven.csv", faults: []string{"time 0", "gpmoff 0"}, args: []string{"--interval", "200ms"}})
+	got := run.wait(10*time.Second, "failures of the first GPU", func(s *snapshot.Sample) bool {
+		return len(s.Devices) == 8 && strings.Contains(s.Devices[0].Failed["sm_activity"], "streaming is off") && s.Devices[1].Failed["sm_activity"] == ""
+	})
+	for _, metric := range gpmMetrics {
+		assert.Equal(t, "GPM streaming is off on this GPU", got.Devices[0].Failed[metric])
+		assert.NotContains(t, got.Devices[0].Values, metric)
+		assert.Contains(t, got.Devices[1].Values, metric)
+		assert.Contains(t, got.Devices[7].Values, metric, "an idle GPU's 0 is one")
+	}
+	assert.Contains(t, got.Devices[0].Values, "gpu_utilization")
+	run.faults("time 0")
+	run.wait(promised, "all readings", healthy(8))
+	run.terminate()
+}
+
+// TestMemoryOfMIGParent: a user without rights may not know it, which is no failure.
+func TestMemoryOfMIGParent(t *testing.T) {
+	t.Parallel()
+	run := start(t, setup{fixture: "h200-mig.csv", faults: []string{
+		"time 0", "error nvmlDeviceGetMemoryInfo_v2 0 NO_PERMISSION", "error nvmlDeviceGetMemoryInfo_v2 1 NO_PERMISSION",
+	}, args: []string{"--interval", "200ms"}})
+	got := run.wait(10*time.Second, "all devices", func(s *snapshot.Sample) bool {
+		return len(s.Devices) == 5 && len(s.Devices[0].Failed) == 0 && len(s.Devices[4].Failed) == 2
+	})
+	assert.NotContains(t, got.Devices[0].Values, "memory_used_mib")
+	assert.Contains(t, got.Devices[1].Values, "memory_used_mib", "an instance's own")
+	assert.Equal(t, "NO_PERMISSION", got.Devices[4].Failed["memory_used_mib"], "of a GPU in no MIG mode it is one")
+	run.terminate()
+}

@@ -24,6 +24,7 @@ import (
 //	time SECONDS                 stops the clock there, counted from the first sample; beyond the
 //	                             fixture's end it is the time in a later pass
 //	xid GPU NUMBER               one XID: each line is one event, told once
+//	gpmoff GPU                   GPM streaming is off: its figures are 0
 //	migchange GPU                one event of another MIG layout: each line is one, reported once
 //	migoff GPU                   MIG mode is off, instances are gone
 //

@@ -30,10 +30,6 @@ var getters = []getter{
 		r.value("gpu_utilization", float64(u.Gpu), ret)
 		r.value("memory_utilization", float64(u.Memory), ret)
 	}},
-	{"nvmlDeviceGetTemperature", func(h nvml.Device, r *reading) {
-		celsius, ret := h.GetTemperature(nvml.TEMPERATURE_GPU)
-		r.value("temperature", float64(celsius), ret)
-	}},
 	{"nvmlDeviceGetPowerUsage", func(h nvml.Device, r *reading) {
 		milliwatts, ret := h.GetPowerUsage()
 		r.value("power_draw", float64(milliwatts)/1000, ret)
@@ -89,9 +85,27 @@ func readFields(h nvml.Device, r *reading) {
 	}
 }
 
+// readTemperature reads the sensor by the call that nvml.h deprecates, or by the one that
+// replaces it where the driver no longer has the former.
+func (d *Driver) readTemperature(h nvml.Device, r *reading) {
+	ret := nvml.ERROR_FUNCTION_NOT_FOUND
+	celsius := 0.0
+	if d.has("nvmlDeviceGetTemperature") {
+		var v uint32
+		v, ret = h.GetTemperature(nvml.TEMPERATURE_GPU)
+		celsius = float64(v)
+	}
+	if absent(ret) && d.has("nvmlDeviceGetTemperatureV") {
+		var t nvml.Temperature
+		t, ret = h.GetTemperatureV().V1()
+		celsius = float64(t.Temperature)
+	}
+	r.value("temperature", celsius, ret)
+}
+
 // readMemory prefers version 2: version 1 counts what firmware and ECC reserve
-// as used.
-func (d *Driver) readMemory(h nvml.Device, r *reading) {
+// as used. Of a GPU in MIG mode a user without rights may not know it.
+func (d *Driver) readMemory(h nvml.Device, r *reading, inMIGMode bool) {
 	var used, total uint64
 	ret := nvml.ERROR_FUNCTION_NOT_FOUND
 	if d.has("nvmlDeviceGetMemoryInfo_v2") {
@@ -106,6 +120,9 @@ func (d *Driver) readMemory(h nvml.Device, r *reading) {
 		var m nvml.Memory
 		m, ret = h.GetMemoryInfo()
 		used, total = m.Used, m.Total
+	}
+	if inMIGMode && ret == nvml.ERROR_NO_PERMISSION {
+		return
 	}
 	r.value("memory_used_mib", float64(used)/mib, ret)
 	if float64(total)/mib > maxMiB {

@@ -1,6 +1,7 @@
 package nvml
 
 import (
+	"slices"
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -69,7 +70,7 @@ func (d *Driver) readActivity(a *activity, g *gpu, instance int, k *kept) {
 		ret = g.handle.GpmSampleGet(a.current)
 	}
 	if ret == nvml.SUCCESS && !a.at.IsZero() {
-		ret = d.readGPM(a, metrics, k)
+		ret = d.readGPM(a, g, metrics, k)
 	}
 	if ret != nvml.SUCCESS {
 		for _, m := range metrics {
@@ -119,7 +120,7 @@ func (d *Driver) prepare(a *activity, g *gpu) nvml.Return {
 	return nvml.SUCCESS
 }
 
-func (d *Driver) readGPM(a *activity, metrics []gpmMetric, k *kept) nvml.Return {
+func (d *Driver) readGPM(a *activity, g *gpu, metrics []gpmMetric, k *kept) nvml.Return {
 	request := nvml.GpmMetricsGetType{NumMetrics: uint32(len(metrics)), Sample1: a.previous, Sample2: a.current} //nolint:gosec // five
 	for i, m := range metrics {
 		request.Metrics[i].MetricId = uint32(m.id) //nolint:gosec // an enum
@@ -128,10 +129,25 @@ func (d *Driver) readGPM(a *activity, metrics []gpmMetric, k *kept) nvml.Return 
 		return ret
 	}
 	now := time.Now()
+	got := request.Metrics[:len(metrics)]
+	// Any client of the driver can switch the streaming off, with which the buffers read 0.
+	off := slices.ContainsFunc(got, func(m nvml.GpmMetric) bool { return m.Value == 0 }) && d.streamingOff(g)
 	for i, m := range metrics {
-		got := request.Metrics[i]
 		// Rounding makes 100.0001 of a full chip.
-		k.set(m.metric, keptValue{min(got.Value, 100), nvml.Return(got.NvmlReturn), now}) //nolint:gosec // NVML's own code
+		v := keptValue{value: min(got[i].Value, 100), ret: nvml.Return(got[i].NvmlReturn), at: now} //nolint:gosec // NVML's own code
+		if off && v.ret == nvml.SUCCESS && v.value == 0 {
+			v.why = "GPM streaming is off on this GPU"
+		}
+		k.set(m.metric, v)
 	}
 	return nvml.SUCCESS
+}
+
+// streamingOff says whether the driver says that GPM's buffers are not filled.
+func (d *Driver) streamingOff(g *gpu) bool {
+	if !d.has("nvmlGpmQueryIfStreamingEnabled") {
+		return false
+	}
+	state, ret := g.handle.GpmQueryIfStreamingEnabled()
+	return ret == nvml.SUCCESS && state == uint32(nvml.FEATURE_DISABLED)
 }

@@ -100,8 +100,9 @@ func (d *Driver) readGPU(g *gpu, now time.Time) []snapshot.Device {
 		}
 	}
 	if r.gone == "" {
+		d.readTemperature(g.handle, r)
 		d.readClocks(g.handle, r)
-		d.readMemory(g.handle, r)
+		d.readMemory(g.handle, r, g.mig)
 	}
 	if r.gone == "" && !g.mig {
 		d.readActivity(&g.activity, g, -1, g.kept)
@@ -225,7 +226,7 @@ func (d *Driver) readInstance(g *gpu, handle nvml.Device, uuid string, now time.
 			r.device.Profile = profile
 		}
 	}
-	d.readMemory(handle, r)
+	d.readMemory(handle, r, false)
 	if d.has("nvmlDeviceGetGpuInstanceId") {
 		if id, ret := handle.GetGpuInstanceId(); ret == nvml.SUCCESS {
 			r.device.Instance = id

@@ -134,7 +134,7 @@ func TestLogsOnce(t *testing.T) {
 func TestNothingReadable(t *testing.T) {
 	var log bytes.Buffer
 	d := New(Options{Library: fake.library, Log: slog.New(slog.NewTextHandler(&log, nil))})
-	faults := []string{"error nvmlDeviceGetMemoryInfo_v2 1 UNKNOWN", "error nvmlGpmSampleGet 1 UNKNOWN"}
+	faults := []string{"error nvmlDeviceGetTemperature 1 UNKNOWN", "error nvmlDeviceGetMemoryInfo_v2 1 UNKNOWN", "error nvmlGpmSampleGet 1 UNKNOWN"}
 	for _, g := range getters {
 		faults = append(faults, fmt.Sprintf("error %s 1 UNKNOWN", g.symbol))
 	}

@@ -31,6 +31,7 @@ type keptValue struct {
 	value float64
 	ret   nvml.Return
 	at    time.Time // zero: not read yet
+	why   string    // why a value that the driver gave is none, or ""
 }
 
 // keptFor is what is kept of a device.
@@ -79,6 +80,8 @@ func (k *kept) report(r *reading, now time.Time) {
 			r.device.Failed[metric] = "not read yet"
 		case now.Sub(v.at) > fresh:
 			r.device.Failed[metric] = "no reading for " + now.Sub(v.at).Round(time.Second).String()
+		case v.why != "":
+			r.device.Failed[metric] = v.why
 		default:
 			r.value(metric, v.value, v.ret)
 		}
@@ -122,7 +125,7 @@ func (d *Driver) readSlowGPU(i int) bool {
 	} {
 		d.slowBusy.Store(clock(time.Now()))
 		kbps, ret := g.handle.GetPcieThroughput(counter)
-		g.kept.set(metric, keptValue{float64(kbps), ret, time.Now()})
+		g.kept.set(metric, keptValue{value: float64(kbps), ret: ret, at: time.Now()})
 	}
 	return true
 }

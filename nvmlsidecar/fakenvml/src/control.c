@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum kind { INIT, ERROR, LOST, SLEEP, COUNT, RELOAD, SET, TIME, MIGOFF, XID_EVENT, MIG_EVENT };
+enum kind { INIT, ERROR, LOST, SLEEP, COUNT, RELOAD, SET, TIME, MIGOFF, GPMOFF, XID_EVENT, MIG_EVENT };
 
 struct fault {
     enum kind kind;
@@ -142,6 +142,10 @@ static bool parse(struct fault *f, char **word, int words)
         f->kind = MIG_EVENT;
         return is_device(f, word[1]);
     }
+    if (words == 2 && strcmp(verb, "gpmoff") == 0) {
+        f->kind = GPMOFF;
+        return is_device(f, word[1]);
+    }
     if (words == 2 && strcmp(verb, "migoff") == 0) {
         f->kind = MIGOFF;
         return is_device(f, word[1]);
@@ -258,6 +262,11 @@ bool control_lost(const struct nvmlDevice_st *device)
 bool control_migoff(const struct nvmlDevice_st *gpu)
 {
     return any(MIGOFF, gpu);
+}
+
+bool control_gpmoff(const struct nvmlDevice_st *gpu)
+{
+    return any(GPMOFF, gpu);
 }
 
 unsigned int control_count(unsigned int have)

@@ -117,6 +117,7 @@ nvmlReturn_t control_init(void);
 nvmlReturn_t control_error(const char *function, const struct nvmlDevice_st *device);
 bool control_lost(const struct nvmlDevice_st *device);
 bool control_migoff(const struct nvmlDevice_st *gpu);
+bool control_gpmoff(const struct nvmlDevice_st *gpu); /* its GPM streaming is off */
 unsigned int control_count(unsigned int have);
 const char *control_reload(void); /* the token, "" without one; NULL: no such line */
 bool control_time(double *seconds);

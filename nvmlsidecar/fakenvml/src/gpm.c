@@ -41,6 +41,24 @@ nvmlReturn_t nvmlGpmQueryDeviceSupport(nvmlDevice_t device, nvmlGpmSupport_t *su
     return done(rc);
 }
 
+static bool streaming(const struct nvmlDevice_st *device)
+{
+    return !control_gpmoff(device->parent != NULL ? device->parent : device);
+}
+
+nvmlReturn_t nvmlGpmQueryIfStreamingEnabled(nvmlDevice_t device, unsigned int *state)
+{
+    const struct row *row;
+    nvmlReturn_t rc = begin_on(__func__, device, &row);
+    if (rc == NVML_SUCCESS && state == NULL)
+        rc = NVML_ERROR_INVALID_ARGUMENT;
+    if (rc == NVML_SUCCESS && !device.handle->has_gpm)
+        rc = NVML_ERROR_NOT_SUPPORTED;
+    if (rc == NVML_SUCCESS)
+        *state = streaming(device.handle) ? NVML_FEATURE_ENABLED : NVML_FEATURE_DISABLED;
+    return done(rc);
+}
+
 nvmlReturn_t nvmlGpmSampleAlloc(nvmlGpmSample_t *sample)
 {
     nvmlReturn_t rc = begin(__func__);
@@ -73,8 +91,11 @@ static nvmlReturn_t take(const struct row *row, nvmlGpmSample_t sample)
     sample.handle->device = row->device;
     sample.handle->taken_ns = monotonic_ns();
     sample.handle->us = now.us;
-    for (size_t i = 0; i < METRICS; i++)
+    for (size_t i = 0; i < METRICS; i++) {
         sample.handle->status[i] = cell(&now, row, metrics[i].column, &sample.handle->value[i]);
+        if (!streaming(row->device)) /* the buffers are not filled */
+            sample.handle->value[i] = 0;
+    }
     return NVML_SUCCESS;
 }
 

@@ -240,6 +240,20 @@ nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, nvmlTemperatureSensor
     return done(rc);
 }
 
+nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, nvmlTemperature_t *temperature)
+{
+    unsigned int celsius = 0;
+    if (temperature != NULL && temperature->version != nvmlTemperature_v1) {
+        const struct row *row;
+        nvmlReturn_t rc = begin_on(__func__, device, &row);
+        return done(rc == NVML_SUCCESS ? NVML_ERROR_ARGUMENT_VERSION_MISMATCH : rc);
+    }
+    nvmlReturn_t rc = get_uint(__func__, device, TEMPERATURE, 1, temperature != NULL ? &celsius : NULL);
+    if (rc == NVML_SUCCESS)
+        temperature->temperature = (int)celsius;
+    return rc;
+}
+
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *power)
 {
     return get_uint(__func__, device, POWER, 1000, power);
