@@ -105,6 +105,7 @@ func TestNotForThisProcess(t *testing.T) {
 	run := start(t, setup{fixture: "h100x8-uneven.csv", faults: []string{"time 0", "error nvmlDeviceGetHandleByIndex_v2 2 NO_PERMISSION"}, args: []string{"--interval", "200ms", inContainer}})
 	got := run.wait(10*time.Second, "seven GPUs", healthy(7))
 	assert.Equal(t, 3, got.Devices[2].Index)
+	assert.Equal(t, 1, got.Refused)
 	time.Sleep(6 * time.Second)
 	run.wait(promised, "seven GPUs", healthy(7))
 	assert.NotContains(t, run.log.String(), "reopening NVML")

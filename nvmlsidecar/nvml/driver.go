@@ -70,9 +70,9 @@ type Driver struct {
 	opened bool
 	count  int // of GPUs, those included that this process may not open
 	gpus   []*gpu
-	// refused are the indices of GPUs that this process may not open: the driver counts them all the
+	// refused is how many GPUs this process may not open: the driver counts them all the
 	// same (nvml.h, nvmlDeviceGetCount_v2).
-	refused []int
+	refused int
 	events  nvml.EventSet // of XIDs; nil: the driver tells of none
 
 	slowSymbol bool          // the driver has nvmlDeviceGetPcieThroughput
@@ -142,7 +142,7 @@ func (d *Driver) Read(now time.Time) (*snapshot.Sample, error) {
 	defer d.open.RUnlock()
 	// Not earlier: to open a driver can take far longer than to read it.
 	opened := time.Now()
-	s := &snapshot.Sample{Elapsed: opened.Sub(begun)}
+	s := &snapshot.Sample{Elapsed: opened.Sub(begun), Refused: d.refused}
 	d.hear()
 	for _, g := range d.gpus {
 		d.busy()
@@ -332,7 +332,7 @@ func (d *Driver) init(now time.Time) error {
 	if len(refused) > 0 {
 		d.log.Info("some GPUs are not for this process", "nvmlDeviceGetHandleByIndex", "NO_PERMISSION", "indices", fmt.Sprint(refused))
 	}
-	d.refused = refused
+	d.refused = len(refused)
 	d.identify()
 	d.listen()
 	return nil

@@ -267,6 +267,9 @@ func (s *scrape) readers(n *fleet.Node) {
 		name := strings.ToValidUTF8(w.Name, "?")
 		s.gauge(s.readerUp, truth(w.Error == "" && s.fresh(w.Heard)), name)
 		s.gauge(s.readerAge, max(0, s.now.Sub(w.Heard).Seconds()), name)
+		if !w.Allocates {
+			s.gauge(s.refused, float64(w.Refused), name)
+		}
 	}
 	switch {
 	case !n.Allocated.IsZero():

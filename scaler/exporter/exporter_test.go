@@ -68,7 +68,7 @@ func newLab(t testing.TB) *lab {
 // say has the readers say something, so long after the start.
 func (l *lab) say(after time.Duration, devices ...snapshot.Device) {
 	l.Helper()
-	require.NoError(l, l.devices.Apply(&snapshot.Sample{Writer: "nvmlsidecar", Version: "v1", Elapsed: after, Devices: devices}, l.start.Add(after)))
+	require.NoError(l, l.devices.Apply(&snapshot.Sample{Writer: "nvmlsidecar", Version: "v1", Elapsed: after, Devices: devices, Refused: 3}, l.start.Add(after)))
 }
 
 func (l *lab) hold(held map[string][]string) {
@@ -227,6 +227,9 @@ func TestNoStaleGauges(t *testing.T) {
 	reader, n := sum(f["gpuscaler_reader_up"], "reader", "nvmlsidecar")
 	assert.Equal(t, 1, n)
 	assert.Zero(t, reader)
+	refused, n := sum(f["gpuscaler_reader_refused_devices"], "reader", "nvmlsidecar")
+	assert.Equal(t, 1, n, "the reader of the kubelet has none")
+	assert.InDelta(t, 3, refused, 0)
 }
 
 func TestTriggers(t *testing.T) {

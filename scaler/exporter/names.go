@@ -76,25 +76,25 @@ var (
 
 // descs are all that is ever exported, but for Go's and the process's own.
 type descs struct {
-	gauges                                    map[string]*prometheus.Desc
-	integrals                                 [len(fleet.Integrated)]*prometheus.Desc
-	custom                                    *prometheus.Desc
-	up, age, memory                           *prometheus.Desc
-	throttled, throttledTime                  *prometheus.Desc
-	rowPending, rowFailed, ecc, xids, xid     *prometheus.Desc
-	share                                     *prometheus.Desc
-	podGauges                                 map[string]*prometheus.Desc
-	podIntegrals                              map[int]*prometheus.Desc
-	energy, idleEnergy, busy                  *prometheus.Desc
-	counted                                   [len(fleet.Counted)]*prometheus.Desc
-	measured                                  [len(fleet.Measured)]*prometheus.Desc
-	unheld, unknown, expired, gone            *prometheus.Desc
-	target, value, active, replicas, coverage *prometheus.Desc
-	flat, podsLeftOut                         *prometheus.Desc
-	answered, failed, calls                   *prometheus.Desc
-	readerUp, readerAge, kubeletAge, leftOut  *prometheus.Desc
-	nodes, workloads, workloadAge             *prometheus.Desc
-	build                                     *prometheus.Desc
+	gauges                                            map[string]*prometheus.Desc
+	integrals                                         [len(fleet.Integrated)]*prometheus.Desc
+	custom                                            *prometheus.Desc
+	up, age, memory                                   *prometheus.Desc
+	throttled, throttledTime                          *prometheus.Desc
+	rowPending, rowFailed, ecc, xids, xid             *prometheus.Desc
+	share                                             *prometheus.Desc
+	podGauges                                         map[string]*prometheus.Desc
+	podIntegrals                                      map[int]*prometheus.Desc
+	energy, idleEnergy, busy                          *prometheus.Desc
+	counted                                           [len(fleet.Counted)]*prometheus.Desc
+	measured                                          [len(fleet.Measured)]*prometheus.Desc
+	unheld, unknown, expired, gone                    *prometheus.Desc
+	target, value, active, replicas, coverage         *prometheus.Desc
+	flat, podsLeftOut                                 *prometheus.Desc
+	answered, failed, calls                           *prometheus.Desc
+	readerUp, readerAge, refused, kubeletAge, leftOut *prometheus.Desc
+	nodes, workloads, workloadAge                     *prometheus.Desc
+	build                                             *prometheus.Desc
 }
 
 func describe(node string) *descs {
@@ -136,6 +136,7 @@ func describe(node string) *descs {
 		failed:      desc("trigger_failing", "1 if there was no answer.", ofTrigger...),
 		calls:       desc("calls_total", "KEDA's calls by how they ended.", "call", "code"),
 		readerUp:    desc("reader_up", "1 if a reader on this node (nvmlsidecar, podresources) speaks and can read.", "reader"),
+		refused:     desc("reader_refused_devices", "GPUs that the driver counts and that the reader may not open: they are not lost, but not for it.", "reader"),
 		readerAge:   desc("reader_age_seconds", "How old what it said last is.", "reader"),
 		kubeletAge:  desc("kubelet_age_seconds", "How long ago the kubelet said which pods hold what."),
 		leftOut:     desc("readings_missing_total", "Readings that a device should have had and could not be read."),

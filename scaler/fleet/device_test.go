@@ -172,6 +172,9 @@ func TestReady(t *testing.T) {
 			"node node-1: GPU 0: GPU_IS_LOST"},
 		"a reader that can read nothing":             {broken("no driver"), 1, "node node-1: nvmlsidecar: no driver"},
 		"a reader that could read nothing, long ago": {broken("no driver"), 30, "node node-1: nothing heard for 29s"},
+		"none that it may open": {func(t *testing.T, l *Local) {
+			require.NoError(t, l.Connect().Apply(&snapshot.Sample{Writer: "nvmlsidecar", Refused: 2}, at(1)))
+		}, 1, "node node-1: no devices, and 2 that nvmlsidecar may not open"},
 		"no devices":       {func(t *testing.T, l *Local) { say(t, l.Connect(), 1) }, 1, "node node-1: no devices"},
 		"no devices, long": {func(t *testing.T, l *Local) { say(t, l.Connect(), 1) }, 30, "node node-1: nothing heard for 29s"},
 		"reader gone": {func(t *testing.T, l *Local) {

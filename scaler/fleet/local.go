@@ -107,7 +107,7 @@ func (s *Source) Apply(sample *snapshot.Sample, now time.Time) error {
 		l.log.Warn("writer's state changed", "writer", sample.Writer, "error", sample.Error)
 	}
 	allocates := sample.Allocation != nil || (sample.Error != "" && s.writer.Allocates)
-	s.writer = Writer{Name: sample.Writer, Version: sample.Version, Heard: heard, Error: sample.Error, Allocates: allocates}
+	s.writer = Writer{Name: sample.Writer, Version: sample.Version, Heard: heard, Error: sample.Error, Allocates: allocates, Refused: sample.Refused}
 	if sample.Allocation != nil {
 		l.pods.allocate(sample.Allocation, heard)
 	}

@@ -80,6 +80,8 @@ type Writer struct {
 	Error string
 	// Allocates: it reads the kubelet, and no devices.
 	Allocates bool
+	// Refused is how many devices it may not open.
+	Refused int
 }
 
 // Device is one device with the means of its metrics. Read-only.
@@ -269,8 +271,11 @@ func (n *Node) Ready(now time.Time, staleAfter time.Duration) error {
 		}
 	}
 	for _, w := range n.Writers {
-		if w.Error != "" && !w.Allocates {
+		switch {
+		case w.Error != "" && !w.Allocates:
 			return fmt.Errorf("node %s: %s: %s", n.Name, w.Name, w.Error)
+		case w.Refused > 0 && len(n.Devices) == 0:
+			return fmt.Errorf("node %s: no devices, and %d that %s may not open", n.Name, w.Refused, w.Name)
 		}
 	}
 	if len(n.Devices) == 0 {

@@ -84,6 +84,8 @@ type Writer struct {
 	Version    string  `json:"version,omitempty"`
 	AgeSeconds float64 `json:"ageSeconds"`
 	Error      string  `json:"error,omitempty"`
+	// Refused is how many devices it may not open.
+	Refused int `json:"refusedDevices,omitempty"`
 }
 
 // Device is one device with the means of its metrics.
@@ -178,7 +180,7 @@ func Describe(f *fleet.Fleet, now time.Time) State {
 func (s *State) describe(n *fleet.Node, now time.Time) {
 	s.Node, s.LeftOut = n.Name, n.LeftOut
 	for _, w := range n.Writers {
-		s.Writers = append(s.Writers, Writer{w.Name, w.Version, now.Sub(w.Heard).Seconds(), w.Error})
+		s.Writers = append(s.Writers, Writer{w.Name, w.Version, now.Sub(w.Heard).Seconds(), w.Error, w.Refused})
 	}
 	for _, d := range n.Devices {
 		metrics := byWindow(d.Means())

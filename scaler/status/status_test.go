@@ -59,7 +59,7 @@ func node(t *testing.T, now time.Time) *fleet.Local {
 	l := fleet.NewLocal("node-1", 10*time.Second, slog.New(slog.DiscardHandler), start)
 	s := l.Connect()
 	for i, v := range []float64{50, 75} {
-		require.NoError(t, s.Apply(&snapshot.Sample{Writer: "nvmlsidecar", Version: "v1", Devices: []snapshot.Device{
+		require.NoError(t, s.Apply(&snapshot.Sample{Writer: "nvmlsidecar", Version: "v1", Refused: 1, Devices: []snapshot.Device{
 			{ID: "GPU-a", Vendor: "nvidia", Model: "NVIDIA H200", Index: 0, MemoryTotalMiB: 8192, Values: map[string]float64{"gpu_utilization": v},
 				States: map[string]bool{"throttled_hw_thermal": true, "row_remap_failed": false}, Counters: map[string]float64{"xid_errors": 1, "xid_31": 1, "ecc_corrected_errors": 0}},
 			{ID: "GPU-b", Vendor: "nvidia", Index: 1, Error: "GPU_IS_LOST"},
@@ -89,7 +89,7 @@ func TestState(t *testing.T) {
 	}
 	want := `{
 		"node": "node-1", "notReady": "too old", "leftOutTotal": 2,
-		"writers": [{"name": "nvmlsidecar", "version": "v1"}, {"name": "acme", "error": "no devices found"}],
+		"writers": [{"name": "nvmlsidecar", "version": "v1", "refusedDevices": 1}, {"name": "acme", "error": "no devices found"}],
 		"devices": [
 			{"id": "GPU-a", "vendor": "nvidia", "index": 0, "model": "NVIDIA H200", "memoryTotalMiB": 8192,
 				"states": ["throttled_hw_thermal"], "errors": {"xid_errors": 1, "xid_31": 1},

@@ -38,6 +38,9 @@ type Sample struct {
 	// Allocation says which containers hold devices; nil when the writer does
 	// not know.
 	Allocation *Allocation
+	// Refused is how many devices the driver counts that the writer may not open. They are
+	// not lost: they are not for it.
+	Refused int
 }
 
 // Device is one device, or one MIG instance, in a Sample. Read-only.
@@ -100,6 +103,9 @@ func (s *Sample) Validate() error {
 	}
 	if err := texts(s.Writer, s.Version, s.Error); err != nil {
 		return err
+	}
+	if s.Refused < 0 || s.Refused > MaxDevices {
+		return fmt.Errorf("%d devices refused, 0 to %d are allowed", s.Refused, MaxDevices)
 	}
 	if s.Error != "" && (len(s.Devices) > 0 || s.Allocation != nil) {
 		return fmt.Errorf("a sample with an error (%s) cannot have devices or an allocation", s.Error)

@@ -176,6 +176,7 @@ func ToProto(s *snapshot.Sample) *Sample {
 		Devices: make([]*Device, len(s.Devices)),
 
 		Allocation: allocationToProto(s.Allocation),
+		Refused:    uint32(s.Refused), //nolint:gosec // Validate bounds it
 	}
 	for i := range s.Devices {
 		d := &s.Devices[i]
@@ -202,6 +203,7 @@ func FromProto(m *Sample) *snapshot.Sample {
 		Devices: make([]snapshot.Device, len(m.GetDevices())),
 
 		Allocation: allocationFromProto(m.GetAllocation()),
+		Refused:    int(m.GetRefused()),
 	}
 	for i, d := range m.GetDevices() {
 		s.Devices[i] = snapshot.Device{

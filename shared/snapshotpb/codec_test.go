@@ -26,7 +26,7 @@ import (
 // full uses every field of the wire form.
 func full() *snapshot.Sample {
 	return &snapshot.Sample{
-		Writer: "nvmlsidecar", Version: "v1.2.3", Elapsed: 90*time.Second + 7,
+		Writer: "nvmlsidecar", Version: "v1.2.3", Elapsed: 90*time.Second + 7, Refused: 2,
 		Devices: []snapshot.Device{
 			{
 				ID: "GPU-a", Vendor: "nvidia", Model: "NVIDIA H200", File: "nvidia2", Index: 3,

@@ -66,7 +66,10 @@ type Sample struct {
 	Devices []*Device `protobuf:"bytes,5,rep,name=devices,proto3" json:"devices,omitempty"`
 	// Which containers hold devices, from a writer that knows; else left out.
 	// Present and empty says that none does.
-	Allocation    *Allocation `protobuf:"bytes,6,opt,name=allocation,proto3" json:"allocation,omitempty"`
+	Allocation *Allocation `protobuf:"bytes,6,opt,name=allocation,proto3" json:"allocation,omitempty"`
+	// How many devices the driver counts that this writer may not open. They are not
+	// in devices: they are not lost, but others'.
+	Refused       uint32 `protobuf:"varint,7,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -141,6 +144,13 @@ func (x *Sample) GetAllocation() *Allocation {
 		return x.Allocation
 	}
 	return nil
+}
+
+func (x *Sample) GetRefused() uint32 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
 }
 
 // Allocation is all containers of the node that hold devices.
@@ -634,7 +644,7 @@ var File_shared_snapshotpb_sample_proto protoreflect.FileDescriptor
 
 const file_shared_snapshotpb_sample_proto_rawDesc = "" +
 	"\n" +
-	"\x1eshared/snapshotpb/sample.proto\x12\fgpuscaler.v1\x1a\x1egoogle/protobuf/duration.proto\"\xef\x01\n" +
+	"\x1eshared/snapshotpb/sample.proto\x12\fgpuscaler.v1\x1a\x1egoogle/protobuf/duration.proto\"\x89\x02\n" +
 	"\x06Sample\x12\x16\n" +
 	"\x06writer\x18\x01 \x01(\tR\x06writer\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x123\n" +
@@ -643,7 +653,8 @@ const file_shared_snapshotpb_sample_proto_rawDesc = "" +
 	"\adevices\x18\x05 \x03(\v2\x14.gpuscaler.v1.DeviceR\adevices\x128\n" +
 	"\n" +
 	"allocation\x18\x06 \x01(\v2\x18.gpuscaler.v1.AllocationR\n" +
-	"allocation\"E\n" +
+	"allocation\x12\x18\n" +
+	"\arefused\x18\a \x01(\rR\arefused\"E\n" +
 	"\n" +
 	"Allocation\x127\n" +
 	"\n" +
