@@ -1,11 +1,14 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"gpuscaler/shared/snapshot"
 )
@@ -161,5 +164,38 @@ func TestMemoryOfMIGParent(t *testing.T) {
 	assert.NotContains(t, got.Devices[0].Values, "memory_used_mib")
 	assert.Contains(t, got.Devices[1].Values, "memory_used_mib", "an instance's own")
 	assert.Equal(t, "NO_PERMISSION", got.Devices[4].Failed["memory_used_mib"], "of a GPU in no MIG mode it is one")
+	run.terminate()
+}
+
+// TestComputeInstances: of three that share a GPU instance each has figures of its own where the
+// driver gives them, and the memory, which is the GPU instance's, is there once.
+func TestComputeInstances(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "ci.csv")
+	require.NoError(t, os.WriteFile(path, []byte(`# gpuscaler fixture v1
+t,index,id,parent,instance,profile,model,memory_total_mib,memory_used_mib,gpu_utilization,sm_activity
+0,0,GPU-a,,,,NVIDIA H200,143771,60000,,
+0,0,MIG-1,GPU-a,1,1c.3g.71gb,,72000,30000,90,45
+0,0,MIG-2,GPU-a,1,2c.3g.71gb,,72000,30000,10,5
+0,0,MIG-3,GPU-a,2,3g.71gb,,72000,9000,50,20
+`), 0o600))
+	run := start(t, setup{fixture: path, args: []string{"--interval", "200ms"}})
+	settled := func(first, second float64) func(*snapshot.Sample) bool {
+		return func(s *snapshot.Sample) bool {
+			return len(s.Devices) == 4 && s.Devices[1].Values["gpu_utilization"] == first && s.Devices[2].Values["gpu_utilization"] == second
+		}
+	}
+	got := run.wait(5*time.Second, "figures of each", settled(90, 10))
+	used, total := 0.0, 0.0
+	for _, d := range got.Devices[1:] {
+		used, total = used+d.Values["memory_used_mib"], total+d.MemoryTotalMiB
+		assert.InDelta(t, 100*d.Values["memory_used_mib"]/d.MemoryTotalMiB, d.Values["memory_used_percent"], 1e-6)
+	}
+	assert.InDelta(t, 39000, used, 1e-3)
+	assert.InDelta(t, 144000, total, 1e-3)
+	assert.InDelta(t, 50, got.Devices[3].Values["gpu_utilization"], 1e-9)
+	// An older driver has figures of the GPU instance alone.
+	run.faults("error nvmlGpmSampleGet MIG-1 INVALID_ARGUMENT", "error nvmlGpmSampleGet MIG-2 INVALID_ARGUMENT")
+	run.wait(promised, "the GPU instance's for both", settled(90, 90))
 	run.terminate()
 }

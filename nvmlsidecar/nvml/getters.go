@@ -135,6 +135,20 @@ func (d *Driver) readMemory(h nvml.Device, r *reading, inMIGMode bool) {
 	}
 }
 
+// divideMemory gives a compute instance its part of the memory, which NVML gives as the GPU
+// instance's: the parts add up to it.
+func (r *reading) divideMemory(sharers int) {
+	if sharers < 2 {
+		return
+	}
+	n := float64(sharers)
+	r.device.MemoryTotalMiB /= n
+	r.device.MemoryReservedMiB /= n
+	if used, ok := r.device.Values["memory_used_mib"]; ok {
+		r.device.Values["memory_used_mib"] = used / n
+	}
+}
+
 // reading collects what the getters say of one device.
 type reading struct {
 	device snapshot.Device

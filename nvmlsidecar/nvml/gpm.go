@@ -46,15 +46,15 @@ var (
 	gpmInstance = append([]gpmMetric{{nvml.GPM_METRIC_GRAPHICS_UTIL, "gpu_utilization"}}, gpmDevice...)
 )
 
-// readActivity refreshes the GPM figures of a GPU, or of one of its GPU
-// instances if instance is not negative, in k. The first reading of a device
+// readActivity refreshes the GPM figures of a GPU, or of one of its instances if that is
+// not nil, in k. The first reading of a device
 // only begins an interval, and one that comes too soon changes nothing.
-func (d *Driver) readActivity(a *activity, g *gpu, instance int, k *kept) {
+func (d *Driver) readActivity(a *activity, g *gpu, of *instance, k *kept) {
 	if a.unsupported || time.Since(a.at) < gpmInterval {
 		return
 	}
 	metrics := gpmDevice
-	if instance >= 0 {
+	if of != nil {
 		metrics = gpmInstance
 	}
 	ret := d.prepare(a, g)
@@ -62,12 +62,8 @@ func (d *Driver) readActivity(a *activity, g *gpu, instance int, k *kept) {
 		return
 	}
 	began := time.Now()
-	switch {
-	case ret != nvml.SUCCESS:
-	case instance >= 0:
-		ret = g.handle.GpmMigSampleGet(instance, a.current)
-	default:
-		ret = g.handle.GpmSampleGet(a.current)
+	if ret == nvml.SUCCESS {
+		ret = sampleGPM(a, g, of)
 	}
 	if ret == nvml.SUCCESS && !a.at.IsZero() {
 		ret = d.readGPM(a, g, metrics, k)
@@ -85,6 +81,21 @@ func (d *Driver) readActivity(a *activity, g *gpu, instance int, k *kept) {
 		}
 	}
 	a.previous, a.current, a.at = a.current, a.previous, began
+}
+
+// sampleGPM takes a sample. One of compute instances that share a GPU instance is asked for by its
+// own handle, where the driver takes that (nvml.h, nvmlGpmSampleGet); else the figures are the GPU
+// instance's, which is shared.
+func sampleGPM(a *activity, g *gpu, of *instance) nvml.Return {
+	if of == nil {
+		return g.handle.GpmSampleGet(a.current)
+	}
+	if of.sharers > 1 {
+		if ret := of.handle.GpmSampleGet(a.current); ret != nvml.ERROR_INVALID_ARGUMENT && !absent(ret) {
+			return ret
+		}
+	}
+	return g.handle.GpmMigSampleGet(of.gpuInstance, a.current)
 }
 
 // prepare allocates the two samples, if the GPU has GPM at all.

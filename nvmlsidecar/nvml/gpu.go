@@ -2,6 +2,7 @@ package nvml
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -105,7 +106,7 @@ func (d *Driver) readGPU(g *gpu, now time.Time) []snapshot.Device {
 		d.readMemory(g.handle, r, g.mig)
 	}
 	if r.gone == "" && !g.mig {
-		d.readActivity(&g.activity, g, -1, g.kept)
+		d.readActivity(&g.activity, g, nil, g.kept)
 	}
 	g.kept.report(r, now)
 	if r.gone != "" {
@@ -178,8 +179,7 @@ func (d *Driver) readMode(g *gpu) {
 // handles are asked for each time, because a layout changes without notice. The
 // error says that they could not be found out.
 func (d *Driver) readInstances(g *gpu, now time.Time) ([]snapshot.Device, error) {
-	var devices []snapshot.Device
-	present := map[string]bool{}
+	var found []instance
 	n, ret := g.handle.GetMaxMigDeviceCount()
 	if ret != nvml.SUCCESS && !vacant(ret) {
 		return nil, fmt.Errorf("nvmlDeviceGetMaxMigDeviceCount: %s", name(ret))
@@ -198,12 +198,21 @@ func (d *Driver) readInstances(g *gpu, now time.Time) ([]snapshot.Device, error)
 		if ret != nvml.SUCCESS {
 			return nil, fmt.Errorf("MIG instance %d: %s", i, name(ret))
 		}
-		uuid = snapshot.Text(uuid)
-		present[uuid] = true
-		devices = append(devices, d.readInstance(g, handle, uuid, now))
+		found = append(found, d.instance(handle, snapshot.Text(uuid)))
+	}
+	sharers := map[int]int{}
+	for _, i := range found {
+		sharers[i.gpuInstance]++
+	}
+	var devices []snapshot.Device
+	for _, i := range found {
+		if i.sharers = 1; i.gpuInstance >= 0 {
+			i.sharers = sharers[i.gpuInstance]
+		}
+		devices = append(devices, d.readInstance(g, i, now))
 	}
 	for uuid, a := range g.instances {
-		if !present[uuid] {
+		if !slices.ContainsFunc(found, func(i instance) bool { return i.uuid == uuid }) {
 			a.free()
 			delete(g.instances, uuid)
 		}
@@ -211,34 +220,53 @@ func (d *Driver) readInstances(g *gpu, now time.Time) ([]snapshot.Device, error)
 	return devices, nil
 }
 
+// instance is a MIG device: a compute instance, mostly the only one of its GPU instance.
+type instance struct {
+	handle nvml.Device
+	uuid   string
+	// gpuInstance is the number of the GPU instance, -1 where the driver does not give it.
+	gpuInstance int
+	// sharers is how many compute instances the GPU instance has.
+	sharers int
+}
+
+func (d *Driver) instance(handle nvml.Device, uuid string) instance {
+	i := instance{handle: handle, uuid: uuid, gpuInstance: -1}
+	if d.has("nvmlDeviceGetGpuInstanceId") {
+		if id, ret := handle.GetGpuInstanceId(); ret == nvml.SUCCESS {
+			i.gpuInstance = id
+		}
+	}
+	return i
+}
+
 // vacant says that there is no instance, as drivers say it.
 func vacant(ret nvml.Return) bool {
 	return ret == nvml.ERROR_NOT_FOUND || ret == nvml.ERROR_INVALID_ARGUMENT || absent(ret)
 }
 
-func (d *Driver) readInstance(g *gpu, handle nvml.Device, uuid string, now time.Time) snapshot.Device {
+func (d *Driver) readInstance(g *gpu, i instance, now time.Time) snapshot.Device {
 	r := newReading(snapshot.Device{
-		ID: uuid, Vendor: "nvidia", Model: g.identity.model, File: g.identity.file, Index: g.index, Parent: g.identity.uuid,
+		ID: i.uuid, Vendor: "nvidia", Model: g.identity.model, File: g.identity.file, Index: g.index, Parent: g.identity.uuid,
 	})
-	if full, ret := handle.GetName(); ret == nvml.SUCCESS {
+	if full, ret := i.handle.GetName(); ret == nvml.SUCCESS {
 		// "NVIDIA H200 MIG 1g.18gb"
 		if _, profile, ok := strings.Cut(snapshot.Text(full), " MIG "); ok {
 			r.device.Profile = profile
 		}
 	}
-	d.readMemory(handle, r, false)
-	if d.has("nvmlDeviceGetGpuInstanceId") {
-		if id, ret := handle.GetGpuInstanceId(); ret == nvml.SUCCESS {
-			r.device.Instance = id
-			a := g.instances[uuid]
-			if a == nil {
-				a = &activity{}
-				g.instances[uuid] = a
-			}
-			k := d.keptFor(uuid)
-			d.readActivity(a, g, id, k)
-			k.report(r, now)
+	d.readMemory(i.handle, r, false)
+	r.divideMemory(i.sharers)
+	if i.gpuInstance >= 0 {
+		r.device.Instance = i.gpuInstance
+		a := g.instances[i.uuid]
+		if a == nil {
+			a = &activity{}
+			g.instances[i.uuid] = a
 		}
+		k := d.keptFor(i.uuid)
+		d.readActivity(a, g, &i, k)
+		k.report(r, now)
 	}
 	if r.gone != "" {
 		return r.lost(r.gone)

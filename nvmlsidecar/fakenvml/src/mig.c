@@ -73,6 +73,16 @@ nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t mig, nvml
     return done(rc);
 }
 
+/* compute_instance is the number of an instance among those of its GPU instance. */
+static unsigned int compute_instance(const struct nvmlDevice_st *device)
+{
+    const struct nvmlDevice_st *mig;
+    unsigned int n = 0;
+    for (unsigned int i = 0; (mig = mig_at(device->parent, i)) != NULL && mig != device; i++)
+        n += mig->instance == device->instance;
+    return n;
+}
+
 /* get_id is for the two ids that only an instance has. */
 static nvmlReturn_t get_id(const char *function, nvmlDevice_t device, bool gpu_instance, unsigned int *id)
 {
@@ -83,7 +93,7 @@ static nvmlReturn_t get_id(const char *function, nvmlDevice_t device, bool gpu_i
     if (rc == NVML_SUCCESS && device.handle->parent == NULL)
         rc = NVML_ERROR_NOT_SUPPORTED;
     if (rc == NVML_SUCCESS)
-        *id = gpu_instance ? device.handle->instance : 0; /* one compute instance each, number 0 */
+        *id = gpu_instance ? device.handle->instance : compute_instance(device.handle);
     return done(rc);
 }
 
@@ -171,7 +181,7 @@ static void add(struct list *list, const struct process *p, const struct nvmlDev
         .pid = p->pid,
         .usedGpuMemory = bytes,
         .gpuInstanceId = device->parent != NULL ? device->instance : UINT_MAX,
-        .computeInstanceId = device->parent != NULL ? 0 : UINT_MAX,
+        .computeInstanceId = device->parent != NULL ? compute_instance(device) : UINT_MAX,
     };
     if (list->v2 != NULL)
         list->v2[i] = info;
