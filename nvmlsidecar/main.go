@@ -28,17 +28,25 @@ var version = "dev"
 
 const program = "nvmlsidecar"
 
+// commands are what the program does; all share the flags.
+type commands struct {
+	command
+
+	Read    struct{}         `cmd:"" default:"1" help:"Read the GPUs and write to the scaler (the default)."`
+	Doctor  doctorCommand    `cmd:"" help:"Print what of the driver works here, line by line, with what to do about the rest. The exit status is 1 if scaling would not work. With --record it writes ten readings, too."`
+	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
+}
+
 type command struct {
-	Socket           string           `default:"/run/gpuscaler/nvml.sock" help:"Unix socket of the scaler. Empty: none."`
-	Interval         time.Duration    `default:"1s" help:"Time between two readings, 100ms to 1m."`
-	NVMLLibrary      string           `name:"nvml-library" placeholder:"PATH" help:"The driver's library. Default: libnvidia-ml.so.1, as the dynamic linker finds it."`
-	Record           string           `placeholder:"FILE" help:"Write the readings to this new file as a fixture."`
-	Once             bool             `help:"Print one reading as JSON and exit. Takes one interval, because rates need two."`
-	HangTimeout      time.Duration    `default:"30s" help:"Exit when a call into the driver takes longer, so that the process is restarted; 1s at least."`
-	ContainerTimeout time.Duration    `default:"0s" help:"Exit when only a new container can help for that long: no driver, no right to open it, or a MIG layout younger than the container; 0s: never. The image sets it to 2m."`
-	LogFormat        string           `enum:"text,json" default:"text" help:"How log lines look: ${enum}."`
-	LogLevel         string           `enum:"debug,info,warn,error" default:"info" help:"The least level logged: ${enum}."`
-	Version          kong.VersionFlag `env:"-" help:"Print the version and exit."`
+	Socket           string        `default:"/run/gpuscaler/nvml.sock" help:"Unix socket of the scaler. Empty: none."`
+	Interval         time.Duration `default:"1s" help:"Time between two readings, 100ms to 1m."`
+	NVMLLibrary      string        `name:"nvml-library" placeholder:"PATH" help:"The driver's library. Default: libnvidia-ml.so.1, as the dynamic linker finds it."`
+	Record           string        `placeholder:"FILE" help:"Write the readings to this new file as a fixture."`
+	Once             bool          `help:"Print one reading as JSON and exit. Takes one interval, because rates need two."`
+	HangTimeout      time.Duration `default:"30s" help:"Exit when a call into the driver takes longer, so that the process is restarted; 1s at least."`
+	ContainerTimeout time.Duration `default:"0s" help:"Exit when only a new container can help for that long: no driver, no right to open it, or a MIG layout younger than the container; 0s: never. The image sets it to 2m."`
+	LogFormat        string        `enum:"text,json" default:"text" help:"How log lines look: ${enum}."`
+	LogLevel         string        `enum:"debug,info,warn,error" default:"info" help:"The least level logged: ${enum}."`
 }
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -46,20 +54,26 @@ func main() { os.Exit(run(os.Args[1:])) }
 // run is main with an exit status: 0 after a clean end, 1 when something
 // failed, 2 for a wrong command line.
 func run(args []string) int {
-	var c command
+	var c commands
 	parser := kong.Must(&c,
 		kong.Name(program),
 		kong.Description("Reads GPUs through NVML and writes to gpuscaler's scaler. Every flag can also be set in the environment."),
 		kong.DefaultEnvars("GPUSCALER"),
 		kong.Vars{"version": version},
 	)
-	if _, err := parser.Parse(args); err != nil {
+	parsed, err := parser.Parse(args)
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", program, err)
 		return 2
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := c.run(ctx); err != nil {
+	if parsed.Command() == "doctor" {
+		err = c.Doctor.run(ctx, &c.command)
+	} else {
+		err = c.run(ctx)
+	}
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", program, err)
 		return 1
 	}
@@ -127,7 +141,7 @@ func (c *command) consumers(ctx context.Context, done func(), driver *nvml.Drive
 		all = append(all, func(s *snapshot.Sample) error { out.Send(s); return nil })
 	}
 	if c.Record != "" {
-		record, err := c.recorder(driver)
+		record, err := recordTo(c.Record, c.Interval, driver)
 		if err != nil {
 			return nil, err
 		}
@@ -157,10 +171,10 @@ func show(s *snapshot.Sample) error {
 	return err
 }
 
-// recorder writes samples to a new file, which it creates at once, so that a
+// recordTo writes samples to a new file, which it creates at once, so that a
 // path that cannot be written is known before hours of recording.
-func (c *command) recorder(driver *nvml.Driver) (func(*snapshot.Sample) error, error) {
-	file, err := os.OpenFile(c.Record, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // a recording is for everybody
+func recordTo(path string, interval time.Duration, driver *nvml.Driver) (func(*snapshot.Sample) error, error) {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // a recording is for everybody
 	if err != nil {
 		return nil, fmt.Errorf("--record: %w", err)
 	}
@@ -177,7 +191,7 @@ func (c *command) recorder(driver *nvml.Driver) (func(*snapshot.Sample) error, e
 				"recorded by: " + program + " " + version,
 				"recorded at: " + time.Now().UTC().Format(time.RFC3339),
 				"driver: " + kernel + ", NVML " + library,
-				"interval: " + c.Interval.String(),
+				"interval: " + interval.String(),
 				"load: not said (describe it here)",
 			}); err != nil {
 				return fmt.Errorf("--record: %w", err)

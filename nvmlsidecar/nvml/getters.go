@@ -51,10 +51,12 @@ var getters = []getter{
 	}},
 }
 
+// allLinks is the scope of a field of NVLink that asks for the sum.
+const allLinks = math.MaxUint32
+
 // readFields reads the data counters of all NVLinks together, in KiB, and the
 // memory's errors, in one call.
 func readFields(h nvml.Device, r *reading) {
-	const allLinks = math.MaxUint32
 	fields := []nvml.FieldValue{
 		{FieldId: nvml.FI_DEV_NVLINK_THROUGHPUT_DATA_TX, ScopeId: allLinks},
 		{FieldId: nvml.FI_DEV_NVLINK_THROUGHPUT_DATA_RX, ScopeId: allLinks},
