@@ -9,7 +9,8 @@
 //	FAKENVML_CONTROL  a file of faults, which may change at any time (see Control)
 //	FAKENVML_ABSENT   symbols to hide, comma-separated, as if the driver were older
 //	FAKENVML_SPEED    how fast time passes, 10 for tenfold
-//	FAKENVML_DRIVER   the driver version to report
+//	FAKENVML_DRIVER   the driver version to report, and to be like: functions that are younger
+//	                  are absent, and 535.43 to 535.86 write longer records of processes
 package fakenvml
 
 import (

@@ -31,8 +31,10 @@ __attribute__((constructor)) static void load(void)
         snprintf(trouble, sizeof trouble, "FAKENVML_FIXTURE is not set");
     else
         fixture_load(path, trouble, sizeof trouble);
-    if (version != NULL && *version)
+    if (version != NULL && *version) {
         driver = strdup(version);
+        symbols_of(version);
+    }
     const char *control = getenv("FAKENVML_CONTROL");
     if (control != NULL && *control)
         control_open(strdup(control));

@@ -123,6 +123,7 @@ const char *control_reload(void); /* the token, "" without one; NULL: no such li
 bool control_time(double *seconds);
 bool control_set(const struct nvmlDevice_st *device, enum column column, nvmlReturn_t *status, double *value);
 
+void symbols_of(const char *version); /* hides what that driver does not have yet */
 void symbols_hide(const char *names); /* comma-separated */
 bool symbol_exists(const char *name); /* hidden ones do */
 
