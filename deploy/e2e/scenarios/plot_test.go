@@ -52,9 +52,14 @@ func plot(over axis, curves ...curve) string {
 	for _, c := range curves {
 		var points []string
 		for i, v := range c.values[:n] {
-			here := x(float64(i) / float64(n-1))
-			if c.steps && i > 0 {
+			here, last := x(float64(i)/float64(n-1)), i == n-1
+			switch {
+			case c.steps && i > 0 && v == c.values[i-1] && !last:
+				continue
+			case c.steps && i > 0:
 				points = append(points, fmt.Sprintf("%.1f,%.1f", here, y(c.values[i-1])))
+			case !c.steps && i%max(1, n/plotWidth) > 0 && !last:
+				continue // more points than pixels
 			}
 			points = append(points, fmt.Sprintf("%.1f,%.1f", here, y(v)))
 		}
