@@ -102,7 +102,7 @@ func deviceFiles() map[string]string {
 			continue
 		}
 		files[name] = ""
-		f, err := os.OpenFile(name, os.O_RDWR, 0) //nolint:gosec // a device file of the driver
+		f, err := os.OpenFile(name, os.O_RDWR, 0)
 		if err != nil {
 			files[name] = err.Error()
 			continue
@@ -119,7 +119,7 @@ func askSMI(ctx context.Context) (map[string]doctor.SMI, string) {
 	}
 	limited, cancel := context.WithTimeout(ctx, smiTimeout)
 	defer cancel()
-	out, err := exec.CommandContext(limited, path, "--query-gpu="+doctor.SMIQuery, "--format=csv,noheader,nounits").Output() //nolint:gosec // the node's own
+	out, err := exec.CommandContext(limited, path, "--query-gpu="+doctor.SMIQuery, "--format=csv,noheader,nounits").Output()
 	if err != nil {
 		return nil, fmt.Sprintf("%s: %v", path, err)
 	}

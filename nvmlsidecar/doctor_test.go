@@ -21,7 +21,7 @@ func TestDoctor(t *testing.T) {
 	// What nvidia-smi would say of the recording's first GPU, but for its temperature.
 	played := load(t, "h100x8-uneven.csv").Samples[0].Devices[0]
 	smi := filepath.Join(dir, "nvidia-smi")
-	require.NoError(t, os.WriteFile(smi, []byte("#!/bin/sh\necho '"+played.ID+", 99, [N/A], 20, [N/A]'\n"), 0o700)) //nolint:gosec // a program
+	require.NoError(t, os.WriteFile(smi, []byte("#!/bin/sh\necho '"+played.ID+", 99, [N/A], 20, [N/A]'\n"), 0o700))
 	recording := filepath.Join(dir, "recorded.csv")
 	run := start(t, setup{
 		fixture: "h100x8-uneven.csv", no: true, faults: []string{"time 0", "lost 7", "gpmoff 6"}, env: []string{"PATH=" + dir + ":" + os.Getenv("PATH")},

@@ -132,7 +132,7 @@ func TestDrivers(t *testing.T) {
 		}
 	}
 	if *rewrite {
-		require.NoError(t, os.WriteFile("DRIVERS.md", []byte(b.String()), 0o644)) //nolint:gosec // a document
+		require.NoError(t, os.WriteFile("DRIVERS.md", []byte(b.String()), 0o644))
 	}
 	have, err := os.ReadFile("DRIVERS.md")
 	require.NoError(t, err)
