@@ -66,6 +66,7 @@ func TestContainerTimeoutInARow(t *testing.T) {
 // younger than it. Outside of one, the new layout is read (TestMIGLayoutChanges).
 func TestLayoutOfAnotherContainer(t *testing.T) {
 	t.Parallel()
+	const hidden = "error nvmlDeviceGetMigDeviceHandleByIndex 0 NO_PERMISSION"
 	t.Run("it changes", func(t *testing.T) {
 		t.Parallel()
 		run := start(t, setup{fixture: "h200-mig.csv", faults: []string{"time 0"}, args: []string{"--interval", "200ms", inContainer}})
@@ -81,11 +82,21 @@ func TestLayoutOfAnotherContainer(t *testing.T) {
 	})
 	t.Run("none is seen", func(t *testing.T) {
 		t.Parallel()
-		hidden := "error nvmlDeviceGetMigDeviceHandleByIndex 0 NO_PERMISSION"
-		run := start(t, setup{fixture: "h200-mig.csv", faults: []string{"time 0", hidden}, args: []string{"--interval", "200ms", inContainer}})
+		run := start(t, setup{fixture: "h200-mig.csv", faults: []string{"time 0"}, args: []string{"--interval", "200ms", inContainer}})
+		run.wait(5*time.Second, "all readings", healthy(5))
+		run.faults("time 0", hidden)
 		run.wait(5*time.Second, "two GPUs", func(s *snapshot.Sample) bool { return len(s.Devices) == 2 && s.Devices[0].Error == "" })
 		assert.Equal(t, 1, run.end(20*time.Second))
 		assert.Contains(t, run.log.String(), "nvmlsidecar: GPU 0 is in MIG mode and has shown no instance for ")
+	})
+	t.Run("there is none from the start", func(t *testing.T) {
+		t.Parallel()
+		run := start(t, setup{fixture: "h200-mig.csv", faults: []string{"time 0", hidden}, args: []string{"--interval", "200ms", inContainer}})
+		run.wait(5*time.Second, "two GPUs", func(s *snapshot.Sample) bool { return len(s.Devices) == 2 && s.Devices[0].Error == "" })
+		time.Sleep(6 * time.Second) // three times the timeout: the next container would see the same
+		run.alive()
+		run.faults("migchange 0", "time 0", hidden)
+		assert.Equal(t, 1, run.end(20*time.Second))
 	})
 	t.Run("outside", func(t *testing.T) {
 		t.Parallel()

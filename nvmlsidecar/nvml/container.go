@@ -35,9 +35,23 @@ type container struct {
 	timeout time.Duration
 	closed  time.Time // since when nvmlInit has failed in such a way
 	changed time.Time // when a MIG layout changed last
-	// vacant is since when each GPU in MIG mode shows no instance, by its id.
-	vacant map[string]time.Time
+	// vacant are the GPUs in MIG mode that show no instance, by id.
+	vacant map[string]vacancy
+	// seen are the GPUs whose layout has been read before.
+	seen map[string]bool
 }
+
+// vacancy is that a GPU in MIG mode shows no instance.
+type vacancy struct {
+	since time.Time
+	// first says that it was so when the GPU was first read. A container has the device files of
+	// its creation, so that there was no instance then.
+	first bool
+}
+
+// vacantFirst is how many timeouts a GPU may show no instance that never showed any: the next
+// container would find the same, and the node's other GPUs are not read while it starts.
+const vacantFirst = 15
 
 // lasting says whether nvmlInit can fail so for as long as the container lasts.
 func lasting(ret nvml.Return) bool {
@@ -69,9 +83,10 @@ func (c *container) opened(ret nvml.Return, err error, now time.Time) error {
 func (c *container) layout(id string, instances int, now time.Time) {
 	if instances != 0 {
 		delete(c.vacant, id)
-	} else if _, since := c.vacant[id]; !since {
-		c.vacant[id] = now
+	} else if _, known := c.vacant[id]; !known {
+		c.vacant[id] = vacancy{now, !c.seen[id]}
 	}
+	c.seen[id] = true
 }
 
 // outdated says why the container no longer fits the MIG layout, or nil.
@@ -83,8 +98,13 @@ func (c *container) outdated(gpus []*gpu, now time.Time) error {
 		return &ErrContainer{"the MIG layout has changed"}
 	}
 	for _, g := range gpus {
-		if since, is := c.vacant[g.identity.uuid]; is && now.Sub(since) >= c.timeout {
-			return &ErrContainer{fmt.Sprintf("GPU %d is in MIG mode and has shown no instance for %v", g.index, now.Sub(since).Round(time.Second))}
+		v, is := c.vacant[g.identity.uuid]
+		allowed := c.timeout
+		if v.first {
+			allowed *= vacantFirst
+		}
+		if lasted := now.Sub(v.since); is && lasted >= allowed {
+			return &ErrContainer{fmt.Sprintf("GPU %d is in MIG mode and has shown no instance for %v", g.index, lasted.Round(time.Second))}
 		}
 	}
 	return nil

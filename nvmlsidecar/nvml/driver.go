@@ -120,7 +120,7 @@ func New(o Options) *Driver {
 	library := cmp.Or(o.Library, defaultLibrary)
 	return &Driver{
 		lib: nvml.New(nvml.WithLibraryPath(library)), path: library, log: o.Log, reopened: make(chan struct{}, 1),
-		pause: reopenAfter, container: container{timeout: o.ContainerTimeout, vacant: map[string]time.Time{}},
+		pause: reopenAfter, container: container{timeout: o.ContainerTimeout, vacant: map[string]vacancy{}, seen: map[string]bool{}},
 		symbols: map[string]bool{}, kept: map[string]*kept{}, known: map[int]identity{},
 		instances: map[string][]snapshot.Device{}, xids: map[string]map[string]float64{},
 	}
