@@ -78,7 +78,7 @@ func TestHangingNeighbours(t *testing.T) {
 // labels name, and the pod that has the address next begins anew.
 func TestAnswersForAnother(t *testing.T) {
 	busy := "vllm:num_requests_waiting{model_name=\"m\",namespace=\"shop\",pod=\"victim\"} 90\nvllm:num_requests_running{model_name=\"m\"} 1\n"
-	liar, victim := newPod(t, "liar", page(busy)), newPod(t, "victim", page(recording(t, "vllm-0.11.txt")))
+	liar, victim := newPod(t, "liar", page(busy)), newPod(t, "victim", page(recording(t, "vllm-0.6.txt")))
 	a := &asks{}
 	a.set(liar.ask(), victim.ask())
 	node := read(t, a, liar, victim)
