@@ -89,7 +89,7 @@ func (c *command) Validate() error {
 		return fmt.Errorf("--hang-timeout: %v is less than 1s", c.HangTimeout)
 	}
 	if c.ContainerTimeout != 0 && c.ContainerTimeout < time.Second {
-		return fmt.Errorf("--container-timeout: %v is neither 0s nor 1s or more", c.ContainerTimeout)
+		return fmt.Errorf("--container-timeout: %v is less than 1s, and not 0s", c.ContainerTimeout)
 	}
 	if c.Socket == "" && c.Record == "" && !c.Once {
 		return errors.New("--socket and --record are both empty, there is nothing to do")

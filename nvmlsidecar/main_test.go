@@ -36,7 +36,7 @@ func TestCommandLine(t *testing.T) {
 		{args: []string{"--interval=-1s"}, status: 2, err: "--interval: -1s is outside 100ms to 1m"},
 		{args: []string{}, env: "GPUSCALER_INTERVAL=1h", status: 2, err: "--interval: 1h0m0s is outside"},
 		{args: []string{"--hang-timeout", "0s"}, status: 2, err: "--hang-timeout: 0s is less than 1s"},
-		{args: []string{"--container-timeout", "10ms"}, status: 2, err: "--container-timeout: 10ms is neither 0s nor 1s or more"},
+		{args: []string{"--container-timeout", "10ms"}, status: 2, err: "--container-timeout: 10ms is less than 1s, and not 0s"},
 		{args: []string{"--log-level", "loud"}, status: 2, err: "--log-level must be one of"},
 		{args: []string{"--socket", ""}, status: 2, err: "there is nothing to do"},
 	} {
