@@ -41,6 +41,9 @@ their start. The schema has looked at each value alone. */}}
 {{- fail (printf "profiles.%s.targetValue is %v, and %s is in percent; allowed is above 1 and at most 100, or more with aggregation sum" $name $profile.targetValue $profile.metricType) }}
 {{- end }}
 {{- end }}
+{{- if and (eq $v.daemonSet.gpuNodes "selector") (not (omit ($v.daemonSet.nodeSelector | default dict) "kubernetes.io/os" "kubernetes.io/arch")) (not $v.nvidia.operatorManaged) }}
+{{- fail "daemonSet.gpuNodes is selector and daemonSet.nodeSelector names no label of GPU nodes: the pods would go to all nodes; add one, or set daemonSet.gpuNodes=labels" }}
+{{- end }}
 {{- $sidecar := $v.flags.nvmlsidecar }}
 {{- include "gpuscaler.within" (list "flags.nvmlsidecar.interval" (get $sidecar "interval" | default "1s") "100ms" "1m" "") }}
 {{- include "gpuscaler.within" (list "flags.nvmlsidecar.interval" (get $sidecar "interval" | default "1s") "100ms" $half ": half of flags.scaler.stale-after") }}
