@@ -44,6 +44,12 @@ their start. The schema has looked at each value alone. */}}
 {{- if and (eq $v.daemonSet.gpuNodes "selector") (not (omit ($v.daemonSet.nodeSelector | default dict) "kubernetes.io/os" "kubernetes.io/arch")) (not $v.nvidia.operatorManaged) }}
 {{- fail "daemonSet.gpuNodes is selector and daemonSet.nodeSelector names no label of GPU nodes: the pods would go to all nodes; add one, or set daemonSet.gpuNodes=labels" }}
 {{- end }}
+{{- if and $v.nvidia.operatorManaged (hasKey ($v.daemonSet.nodeSelector | default dict) $v.nvidia.operatorLabel) }}
+{{- fail (printf "daemonSet.nodeSelector has %s, which nvidia.operatorManaged sets; remove it there" $v.nvidia.operatorLabel) }}
+{{- end }}
+{{- if and $v.nvidia.nri (hasKey ($v.daemonSet.podAnnotations | default dict) "nvidia.cdi.k8s.io/container.nvmlsidecar") }}
+{{- fail "daemonSet.podAnnotations has nvidia.cdi.k8s.io/container.nvmlsidecar, which nvidia.nri sets; remove it there, and name the device in nvidia.nriDevice" }}
+{{- end }}
 {{- $sidecar := $v.flags.nvmlsidecar }}
 {{- include "gpuscaler.within" (list "flags.nvmlsidecar.interval" (get $sidecar "interval" | default "1s") "100ms" "1m" "") }}
 {{- include "gpuscaler.within" (list "flags.nvmlsidecar.interval" (get $sidecar "interval" | default "1s") "100ms" $half ": half of flags.scaler.stale-after") }}
