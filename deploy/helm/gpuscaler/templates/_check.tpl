@@ -47,9 +47,15 @@ their start. The schema has looked at each value alone. */}}
 {{- if and $v.nvidia.operatorManaged (hasKey ($v.daemonSet.nodeSelector | default dict) $v.nvidia.operatorLabel) }}
 {{- fail (printf "daemonSet.nodeSelector has %s, which nvidia.operatorManaged sets; remove it there" $v.nvidia.operatorLabel) }}
 {{- end }}
+{{- include "gpuscaler.ownLabels" (list "daemonSet.podLabels" $v.daemonSet.podLabels) }}
+{{- include "gpuscaler.ownLabels" (list "front.podLabels" $v.front.podLabels) }}
 {{- if and $v.nvidia.nri (hasKey ($v.daemonSet.podAnnotations | default dict) "nvidia.cdi.k8s.io/container.nvmlsidecar") }}
 {{- fail "daemonSet.podAnnotations has nvidia.cdi.k8s.io/container.nvmlsidecar, which nvidia.nri sets; remove it there, and name the device in nvidia.nriDevice" }}
 {{- end }}
+{{- include "gpuscaler.env" (list "daemonSet.extraEnv.scaler" $v.daemonSet.extraEnv.scaler (list "GOMEMLIMIT")) }}
+{{- include "gpuscaler.env" (list "daemonSet.extraEnv.nvmlsidecar" $v.daemonSet.extraEnv.nvmlsidecar (ternary (list "LD_LIBRARY_PATH") list $v.gke.enabled)) }}
+{{- include "gpuscaler.env" (list "daemonSet.extraEnv.podresources" $v.daemonSet.extraEnv.podresources (list "GOMEMLIMIT")) }}
+{{- include "gpuscaler.env" (list "front.extraEnv" $v.front.extraEnv (list "GOGC" "GOMEMLIMIT")) }}
 {{- $sidecar := $v.flags.nvmlsidecar }}
 {{- include "gpuscaler.within" (list "flags.nvmlsidecar.interval" (get $sidecar "interval" | default "1s") "100ms" "1m" "") }}
 {{- include "gpuscaler.within" (list "flags.nvmlsidecar.interval" (get $sidecar "interval" | default "1s") "100ms" $half ": half of flags.scaler.stale-after") }}
@@ -59,6 +65,32 @@ their start. The schema has looked at each value alone. */}}
 {{- include "gpuscaler.within" (list "flags.nvmlsidecar.container-timeout" $timeout "1s" "24h" ", or 0s") }}
 {{- end }}
 {{- include "gpuscaler.within" (list "flags.podresources.interval" (get $v.flags.podresources "interval" | default "3s") "1s" "5s" "") }}
+{{- end -}}
+
+{{/* Of (list KEY ENV OWN): a name that is there twice is no error for Kubernetes, which takes the last. */}}
+{{- define "gpuscaler.env" -}}
+{{- $seen := dict -}}
+{{- range index . 1 -}}
+{{- if hasPrefix "GPUSCALER_" .name -}}
+{{- fail (printf "%s has %s: flags are set in flags, and the others by the values they belong to" (index $ 0) .name) -}}
+{{- end -}}
+{{- if has .name (index $ 2) -}}
+{{- fail (printf "%s has %s, which the chart sets" (index $ 0) .name) -}}
+{{- end -}}
+{{- if hasKey $seen .name -}}
+{{- fail (printf "%s has %s twice" (index $ 0) .name) -}}
+{{- end -}}
+{{- $_ := set $seen .name true -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Of (list KEY LABELS): the labels that the chart gives to its pods. */}}
+{{- define "gpuscaler.ownLabels" -}}
+{{- range $name, $_ := index . 1 -}}
+{{- if has $name (list "app.kubernetes.io/name" "app.kubernetes.io/component" "app.kubernetes.io/part-of" "app.kubernetes.io/instance") -}}
+{{- fail (printf "%s has %s, which the chart sets" (index $ 0) $name) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Of (list KEY VALUE LEAST MOST WHY): the programs' limits. */}}

@@ -159,6 +159,11 @@ grpc: {port: 6000}
 {{- end }}
 {{- end -}}
 
+{{/* A list of the user's, or nothing. */}}
+{{- define "gpuscaler.list" -}}
+{{- with . }}{{ toYaml . }}{{ end -}}
+{{- end -}}
+
 {{- define "gpuscaler.locked" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
