@@ -54,3 +54,19 @@ func (c *Cluster) newClients() error {
 	}
 	return nil
 }
+
+// Label sets a label of a node, "" removes it, and returns what it was.
+func (c *Cluster) Label(ctx context.Context, node, label, value string) (before string, err error) {
+	n := &corev1.Node{}
+	if err := c.Client.Get(ctx, client.ObjectKey{Name: node}, n); err != nil {
+		return "", err
+	}
+	was := n.DeepCopy()
+	before = n.Labels[label]
+	if value == "" {
+		delete(n.Labels, label)
+	} else {
+		n.Labels[label] = value
+	}
+	return before, c.Client.Patch(ctx, n, client.MergeFrom(was))
+}

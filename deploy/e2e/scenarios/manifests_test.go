@@ -25,8 +25,8 @@ import (
 // node with a GPU's label is admitted and runs (KWOK plays it; the real node has
 // real containers).
 func TestManifests(t *testing.T) {
-	turns.turn(t, ofCluster, storyTime)
-	ctx, cancel := context.WithTimeout(t.Context(), storyTime)
+	turns.turn(t, ofCluster, 2*storyTime)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*storyTime)
 	t.Cleanup(cancel)
 	c := untouched(t)
 	t.Cleanup(func() {
@@ -34,26 +34,35 @@ func TestManifests(t *testing.T) {
 			t.Log(events(context.Background(), c))
 		}
 	})
-	require.NoError(t, c.AddFakeNode(ctx, "labelled", 8, map[string]string{"nvidia.com/gpu.present": "true"}))
+	require.NoError(t, c.AddFakeNode(ctx, "labelled", 8, map[string]string{"nvidia.com/gpu.present": "true", "nvidia.com/gpu.deploy.client": "true"}))
 	require.NoError(t, c.Apply(ctx, runtimeClass))
 	restricted := []string{"nvidia-runtime-class", "tls", "mutual-tls", "no-kubernetes"}
 	// What is in the default install, with everything that it goes with.
 	whole := []string{"pod-resources", "peers", "engines", "front", "prometheus", "nvidia-runtime-class", "tls", "mutual-tls", "peer-tls"}
 	overlays := [][]string{
 		nil, {"nvidia-runtime-class"}, {"no-kubernetes"}, {"tls"}, {"tls", "mutual-tls"}, restricted,
-		{"prometheus"}, {"gke"}, {"nvidia-volume-mounts"}, {"pod-resources"}, {"pod-resources", "peers"}, whole,
+		{"prometheus"}, {"gke"}, {"nvidia-volume-mounts"}, {"nvidia-sys-admin"}, {"nvidia-nri"}, {"pod-resources"}, {"pod-resources", "peers"}, whole, {"operator-managed"},
 	}
 	for _, components := range overlays {
 		manifests := overlay(t, components...)
 		require.NoError(t, c.Apply(ctx, manifests), "%v", components)
 		require.NoError(t, cluster.Until(ctx, func(ctx context.Context) error { return rolledOut(ctx, c) }), "%v", components)
 		want := "restricted"
-		if len(components) > 0 && slices.Contains([]string{"gke", "nvidia-volume-mounts", "pod-resources"}, components[0]) {
+		if len(components) > 0 && slices.Contains([]string{"gke", "nvidia-volume-mounts", "nvidia-sys-admin", "pod-resources"}, components[0]) {
 			want = "privileged" // and a comment beside the line that needs it
 		}
 		namespace := &corev1.Namespace{}
 		require.NoError(t, c.Client.Get(ctx, client.ObjectKey{Name: "gpuscaler"}, namespace))
 		require.Equal(t, want, namespace.Labels["pod-security.kubernetes.io/enforce"], "%v", components)
+	}
+	// A label takes the pod off the node: the operator's, of which the last overlay is, and the one for people.
+	for label, paused := range map[string]string{"nvidia.com/gpu.deploy.client": "paused-for-driver-upgrade", "gpuscaler/paused": "true"} {
+		before, err := c.Label(ctx, "labelled", label, paused)
+		require.NoError(t, err)
+		require.NoError(t, cluster.Until(ctx, func(ctx context.Context) error { return noPods(ctx, c) }), label)
+		_, err = c.Label(ctx, "labelled", label, before)
+		require.NoError(t, err)
+		require.NoError(t, cluster.Until(ctx, func(ctx context.Context) error { return rolledOut(ctx, c) }), label)
 	}
 	// The same pod with a host path is refused where "restricted" is enforced.
 	refused := strings.Replace(overlay(t, "gke"), "enforce: privileged", "enforce: restricted", 1)
@@ -119,6 +128,16 @@ func rolledOut(ctx context.Context, c *cluster.Cluster) error {
 		return fmt.Errorf("not rolled out: %+v", s)
 	}
 	return nil
+}
+
+// noPods checks that no node has a pod of the DaemonSet.
+func noPods(ctx context.Context, c *cluster.Cluster) error {
+	pods := &corev1.PodList{}
+	err := c.Client.List(ctx, pods, client.InNamespace("gpuscaler"), client.MatchingLabels{"app.kubernetes.io/component": "node"})
+	if err == nil && len(pods.Items) > 0 {
+		err = fmt.Errorf("%d pods", len(pods.Items))
+	}
+	return err
 }
 
 // events are the messages in our namespace.
