@@ -32,7 +32,16 @@ var errUnfit = errors.New("scaling would not work here")
 func (c *doctorCommand) run(ctx context.Context, shared *command) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	driver := nvml.New(nvml.Options{Library: shared.NVMLLibrary, Log: log})
-	x := driver.Examine()
+	examined := make(chan *nvml.Examination, 1)
+	go func() { examined <- driver.Examine() }()
+	var x *nvml.Examination
+	select {
+	case x = <-examined:
+	case <-ctx.Done(): // the call into the driver cannot be interrupted, and the process ends anyway
+		return ctx.Err()
+	case <-time.After(2 * shared.HangTimeout):
+		return fmt.Errorf("a call into the driver has not returned for %v: see the kernel's log for what it waits for", 2*shared.HangTimeout)
+	}
 	around := &doctor.Around{Version: version, UID: os.Getuid(), Files: deviceFiles()}
 	around.SMI, around.SMIError = askSMI(ctx)
 	report := doctor.Examine(x, around)

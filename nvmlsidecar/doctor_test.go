@@ -66,3 +66,17 @@ func TestDoctorWithoutADriver(t *testing.T) {
 	assert.Contains(t, run.output.String(), "-> load the kernel module")
 	assert.Equal(t, "nvmlsidecar: scaling would not work here\n", run.log.String())
 }
+
+// TestDoctorOfADriverThatHangs: it says so, and Ctrl-C ends it before.
+func TestDoctorOfADriverThatHangs(t *testing.T) {
+	t.Parallel()
+	s := setup{fixture: "one-75.csv", no: true, faults: []string{"hang nvmlInit_v2 100"}, args: []string{"doctor", "--hang-timeout", "2s"}}
+	run := start(t, s)
+	require.Equal(t, 1, run.end(20*time.Second))
+	assert.Contains(t, run.log.String(), "a call into the driver has not returned for 4s")
+	s.args = []string{"doctor"}
+	run = start(t, s)
+	time.Sleep(time.Second)
+	require.NoError(t, run.cmd.Process.Signal(os.Interrupt))
+	require.Equal(t, 1, run.end(5*time.Second))
+}
